@@ -1,0 +1,43 @@
+# The only commands anyone types; continuous integration calls them too.
+SHELL := /bin/bash
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+export HEADRACE_HOME ?= $(HOME)/.local/share/headrace
+export HEADRACE_ENVS ?= $(HEADRACE_HOME)/envs
+APP := $(HEADRACE_ENVS)/app/bin
+HEADRACE := PYTHONPATH=$(CURDIR) $(APP)/python -m infra.cli
+
+.PHONY: run up down status logs envs envs-dev lock
+.DEFAULT_GOAL := run
+
+run: envs ## everything from nothing: environments, stack, the example workload
+	$(HEADRACE) run --up
+
+up: envs ## the stack alone
+	$(HEADRACE) up
+
+down: ## stop the stack, leave nothing behind
+	@if [ -x $(APP)/python ]; then $(HEADRACE) down; fi
+
+status: ## how each service is
+	$(HEADRACE) status
+
+logs: ## follow every service's log
+	tail -n 20 -F $(HEADRACE_HOME)/logs/*.log
+
+envs: ## the three environments from their locks; a second run does nothing
+	@$(PYTHON) infra/bootstrap.py
+
+envs-dev: ## what tests and checks need besides app
+	@$(PYTHON) infra/bootstrap.py app --dev
+
+# No address and no path of this machine gets into a lock; pins stay unless pyproject.toml moves them.
+# To move all of them: make lock UPGRADE=--upgrade
+LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(APP)/uv pip compile --quiet --python-version 3.11 --generate-hashes \
+	--no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
+lock: envs-dev ## compile every group of pyproject.toml into infra/locks
+	$(LOCK) --universal --group pyproject.toml:app -o infra/locks/app.txt
+	$(LOCK) --universal --group pyproject.toml:dev -c infra/locks/app.txt -o infra/locks/dev.txt
+	$(LOCK) --universal --group pyproject.toml:servers -o infra/locks/servers.txt
+	$(LOCK) --python-platform x86_64-manylinux_2_28 $$($(PYTHON) infra/locks/torch_source.py) \
+		--group pyproject.toml:engine -o infra/locks/engine.txt
+	$(LOCK) --no-deps --group pyproject.toml:models -o infra/locks/models.txt

@@ -1,0 +1,100 @@
+"""The tree of errors: every class says whether another try can help and what to do."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class HeadraceError(Exception):
+    """The root of everything Headrace raises on purpose."""
+
+    retryable: ClassVar[bool] = False
+    hint: ClassVar[str] = "See the log of the run."
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = hint or self.hint
+
+    def __str__(self) -> str:
+        return f"{self.message} Fix: {self.fix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where bad input stands: file, 1-based line and column, field; each may be unknown."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+    field: str | None = None
+
+    def __str__(self) -> str:
+        numbers = "".join(f":{n}" for n in (self.line, self.column) if n is not None)
+        return f"{self.file}{numbers}" + (f": {self.field}" if self.field else "")
+
+
+class InputError(HeadraceError):
+    """Something the user wrote cannot be used."""
+
+    hint = "Correct the file and run again."
+
+    def __init__(self, place: Place, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{place}: {message}", hint=hint)
+        self.place = place
+
+
+class WorkloadError(InputError):
+    """The workload file, its schema or its metric is wrong."""
+
+
+class DatasetError(InputError):
+    """A data file as a whole cannot be read."""
+
+
+class ModelError(HeadraceError):
+    """A model server did not give a usable answer."""
+
+
+class ModelUnavailable(ModelError):
+    """The server cannot be reached, is overloaded or ran past the deadline."""
+
+    retryable = True
+    hint = "Check the server with `headrace status`; the run resumes from the ledger."
+
+
+class RequestRefused(ModelError):
+    """The server refused this request for what it says (HTTP 4xx)."""
+
+    hint = "Check model name, prompt length and schema against the server."
+
+
+class CompileError(HeadraceError):
+    """The optimiser could not work on this workload."""
+
+    hint = "Check that the train split has rows and the tier's server answers."
+
+
+class StaleBundle(HeadraceError):
+    """A bundle was made for something that has changed since."""
+
+    hint = "Make a new bundle with `headrace run`."
+
+
+class StoreError(HeadraceError):
+    """Postgres refused or could not be reached."""
+
+    retryable = True
+    hint = "Check the database with `headrace doctor`."
+
+
+class TraceStoreError(HeadraceError):
+    """MLflow or Phoenix could not be reached or refused; the ledger keeps what they miss."""
+
+    retryable = True
+    hint = "Check the server with `headrace status`; scores and spans are sent again from the ledger."
+
+
+class NotFound(HeadraceError):
+    """A name that nobody knows."""
+
+    hint = "List what exists with `headrace runs`."

@@ -1,0 +1,68 @@
+"""Figures: from paired rows to the numbers that people read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from domain.bundles import CascadeFigures, keeps
+from domain.certificates import PairedRows
+from domain.confidences import FloatArray, auroc
+from domain.datasets import Split
+from domain.outcomes import TierAnswer
+from domain.scores import estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row with both tiers' answers and their qualities in [0, 1]."""
+
+    key: str
+    split: Split
+    cheap: TierAnswer
+    strong: TierAnswer
+    cheap_quality: float
+    strong_quality: float
+
+
+def paired_rows(rows: Sequence[Row]) -> PairedRows:
+    """The rows as arrays, ordered by key: a hash, so the order knows nothing of the labels."""
+    ordered = sorted(rows, key=lambda row: row.key)
+    confidences = [-np.inf if row.cheap.confidence is None else row.cheap.confidence for row in ordered]
+    return PairedRows(
+        confidence=np.array(confidences, dtype=np.float64),
+        cheap=np.array([row.cheap_quality for row in ordered], dtype=np.float64),
+        strong=np.array([row.strong_quality for row in ordered], dtype=np.float64),
+        cheap_usd=np.array([row.cheap.usd for row in ordered], dtype=np.float64),
+        strong_usd=np.array([row.strong.usd for row in ordered], dtype=np.float64),
+    )
+
+
+def figures_of(rows: Sequence[Row], threshold: float | None) -> CascadeFigures:
+    """Cheap, strong and cascade on the test rows; costs are tokens and USD per row at list price."""
+    pairs = paired_rows(rows)
+    kept = np.array([keeps(float(c), threshold) for c in pairs.confidence], dtype=np.bool_)
+    quality = np.where(kept, pairs.cheap, pairs.strong)
+    asked = float(threshold is not None)
+    ordered = sorted(rows, key=lambda row: row.key)
+    cheap_tokens = np.array([row.cheap.tokens for row in ordered], dtype=np.float64)
+    strong_tokens = np.array([row.strong.tokens for row in ordered], dtype=np.float64)
+    valid = [(row.cheap if keeps(row.cheap.confidence, threshold) else row.strong).output is not None for row in rows]
+    return CascadeFigures(
+        cheap=estimate(pairs.cheap),
+        strong=estimate(pairs.strong),
+        cascade=estimate(quality),
+        valid_rate=float(np.mean(valid)) if rows else 0.0,
+        escalation_rate=float(1 - kept.mean()) if rows else 1.0,
+        auroc=auroc(pairs.confidence, pairs.cheap >= 1.0),
+        cheap_usd=_mean(pairs.cheap_usd),
+        strong_usd=_mean(pairs.strong_usd),
+        cascade_usd=_mean(asked * pairs.cheap_usd + ~kept * pairs.strong_usd),
+        cheap_tokens=_mean(cheap_tokens),
+        strong_tokens=_mean(strong_tokens),
+        cascade_tokens=_mean(asked * cheap_tokens + ~kept * strong_tokens),
+    )
+
+
+def _mean(values: FloatArray) -> float:
+    return float(values.mean()) if len(values) else 0.0

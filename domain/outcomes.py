@@ -1,0 +1,57 @@
+"""Outcomes: what becomes of a row once both tiers were asked, or only one."""
+
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from domain.bundles import keeps
+from domain.workloads import TierName
+
+
+@dataclass(frozen=True, slots=True)
+class TierAnswer:
+    """One tier's final answer to a row: output None means that it stayed invalid; tokens and `usd` at list price."""
+
+    output: dict[str, JsonValue] | None
+    confidence: float | None
+    tokens: int
+    usd: float
+    failed: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A row's final answer."""
+
+    key: str
+    tier: TierName
+    output: dict[str, JsonValue]
+    confidence: float | None
+    escalated: bool
+    usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A row that no tier it was sent to could answer."""
+
+    key: str
+    reason: str
+
+
+def settle_row(
+    key: str, cheap: TierAnswer | None, strong: TierAnswer | None, threshold: float | None
+) -> Outcome | Unanswered:
+    """Keep the cheap answer or take the strong one; without a threshold the cheap tier is not asked.
+
+    Raises ValueError when the tier that must answer was not asked.
+    """
+    if cheap is not None and keeps(cheap.confidence, threshold) and cheap.output is not None:
+        return Outcome(key, TierName.CHEAP, cheap.output, cheap.confidence, escalated=False, usd=cheap.usd)
+    if strong is None:
+        raise ValueError(f"row {key} was escalated, but the strong tier was not asked")
+    asked_cheap = cheap is not None and threshold is not None
+    cost = strong.usd + (cheap.usd if cheap is not None and asked_cheap else 0.0)
+    if strong.output is None:
+        return Unanswered(key, strong.failed or "the strong tier gave no valid answer")
+    return Outcome(key, TierName.STRONG, strong.output, strong.confidence, escalated=asked_cheap, usd=cost)

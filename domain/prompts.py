@@ -1,0 +1,84 @@
+"""Prompt versions: plain JSON from which exact chat messages are rendered, here and nowhere else."""
+
+from typing import TypedDict, cast
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from domain.canonical import canonical, digest
+from domain.schemas import OutputSchema
+
+
+class Message(TypedDict):
+    """One chat message as the OpenAI API wants it."""
+
+    role: str
+    content: str
+
+
+class Demo(BaseModel):
+    """A solved example inside a prompt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    inputs: dict[str, JsonValue]
+    output: dict[str, JsonValue]
+
+
+class PromptVersion(BaseModel):
+    """The compiled prompt of one tier; its hash is its name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    instructions: str
+    answer_format: str
+    input_fields: tuple[str, ...]
+    output_fields: tuple[str, ...]
+    demos: tuple[Demo, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical form."""
+        return digest(self.model_dump(mode="json"))
+
+    def system(self) -> str:
+        """The system message."""
+        return f"{self.instructions.strip()}\n{self.answer_format}".strip()
+
+    def render(self, inputs: dict[str, JsonValue]) -> list[Message]:
+        """The exact messages for one row; row text is data and is never read as a template."""
+        messages = [Message(role="system", content=self.system())]
+        for demo in self.demos:
+            messages.append(Message(role="user", content=self._question(demo.inputs)))
+            messages.append(Message(role="assistant", content=self._answer(demo.output)))
+        messages.append(Message(role="user", content=self._question(inputs)))
+        return messages
+
+    def template(self) -> list[Message]:
+        """The messages with {{double_braces}} for the row's fields, for people and prompt registries."""
+        return self.render({field: "{{" + field + "}}" for field in self.input_fields})
+
+    def _question(self, inputs: dict[str, JsonValue]) -> str:
+        return "\n".join(f"{_title(field)}: {_plain(inputs[field])}" for field in self.input_fields)
+
+    def _answer(self, output: dict[str, JsonValue]) -> str:
+        return canonical({field: output[field] for field in self.output_fields if field in output}).decode()
+
+
+def baseline(instructions: str, *, input_fields: tuple[str, ...], schema: OutputSchema) -> PromptVersion:
+    """The prompt as the user wrote it: instructions, the shape of an answer, no demos."""
+    properties = cast(dict[str, JsonValue], schema.json_schema.get("properties", {}))
+    labels = ", ".join(schema.labels)
+    return PromptVersion(
+        instructions=instructions,
+        answer_format=f"Answer in JSON with {', '.join(properties)}; {schema.decisive} is one of {labels}.",
+        input_fields=input_fields,
+        output_fields=tuple(properties),
+    )
+
+
+def _title(field: str) -> str:
+    return field.replace("_", " ").capitalize()
+
+
+def _plain(value: JsonValue) -> str:
+    return value if isinstance(value, str) else canonical(value).decode()

@@ -1,0 +1,71 @@
+"""Scores: how good an answer is, and how sure we are of an average."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import JsonValue
+from scipy import stats
+
+from domain.confidences import FloatArray
+
+Metric = Callable[[Mapping[str, JsonValue], Mapping[str, JsonValue]], float]
+"""(gold, output) -> quality in [0, 1]."""
+
+
+def exact_match(gold: Mapping[str, JsonValue], output: Mapping[str, JsonValue]) -> float:
+    """1 when every gold field is answered exactly, else 0."""
+    return float(all(output.get(field) == value for field, value in gold.items()))
+
+
+def field_accuracy(gold: Mapping[str, JsonValue], output: Mapping[str, JsonValue]) -> float:
+    """Share of gold fields answered exactly."""
+    return sum(output.get(field) == value for field, value in gold.items()) / len(gold)
+
+
+def token_f1(gold: Mapping[str, JsonValue], output: Mapping[str, JsonValue]) -> float:
+    """Mean over gold fields of the F1 between their word sets (SQuAD's measure, without its articles rule)."""
+    return sum(_f1(str(value), str(output.get(field, ""))) for field, value in gold.items()) / len(gold)
+
+
+def _f1(left: str, right: str) -> float:
+    a, b = set(re.findall(r"\w+", left.lower())), set(re.findall(r"\w+", right.lower()))
+    return 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
+
+
+METRICS: dict[str, Metric] = {"exact_match": exact_match, "field_accuracy": field_accuracy, "token_f1": token_f1}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its two-sided 95 % interval and the number of rows behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] n={self.n}"
+
+
+def estimate(values: FloatArray) -> Estimate:
+    """Mean and interval: Wilson for 0/1 values, Student's t clipped to the values' range otherwise."""
+    n = len(values)
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    mean = float(values.mean())
+    if np.isin(values, (0.0, 1.0)).all():
+        low, high = stats.binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson")
+        return Estimate(mean, float(low), float(high), n)
+    if n == 1:
+        return Estimate(mean, float("nan"), float("nan"), 1)
+    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def mcnemar(before: FloatArray, after: FloatArray) -> float:
+    """Exact two-sided p-value that two paired 0/1 scores differ (binomial test on the discordant rows)."""
+    better, worse = int((after > before).sum()), int((after < before).sum())
+    return 1.0 if better + worse == 0 else float(stats.binomtest(better, better + worse).pvalue)

@@ -1,0 +1,88 @@
+"""Summaries: the figures of a run as plain JSON, and as the sentences that people read."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import cast
+
+from pydantic import JsonValue
+
+from domain.bundles import CascadeFigures
+from domain.certificates import Certificate, NotCertified, Tuned
+from domain.outcomes import Outcome
+from domain.workloads import TierName
+
+Json = dict[str, JsonValue]
+
+
+def tuning_summary(tuned: Tuned, figures: CascadeFigures) -> Json:
+    """What tuning came to: the verdict without its grid, the test figures, the curve's chosen point."""
+    return {
+        "verdict": tuned.verdict.model_dump(mode="json", exclude={"grid"}),
+        "test": cast(JsonValue, asdict(figures)),
+        "tested_thresholds": sum(point.passed for point in tuned.curve),
+    }
+
+
+def figure_metrics(figures: CascadeFigures) -> dict[str, float]:
+    """The test figures by name, as numbers a tracking store can plot; costs are USD per 1,000 rows."""
+    metrics = {
+        "test_quality_cheap": figures.cheap.mean,
+        "test_quality_strong": figures.strong.mean,
+        "test_quality_cascade": figures.cascade.mean,
+        "test_valid_rate": figures.valid_rate,
+        "test_escalation_rate": figures.escalation_rate,
+        "test_usd_per_1000_cheap": 1000 * figures.cheap_usd,
+        "test_usd_per_1000_strong": 1000 * figures.strong_usd,
+        "test_usd_per_1000_cascade": 1000 * figures.cascade_usd,
+    }
+    if figures.auroc is not None:
+        metrics["test_auroc"] = figures.auroc
+    return metrics
+
+
+def verdict_line(verdict: Certificate | NotCertified) -> str:
+    """The verdict in one sentence."""
+    sure = 1 - verdict.delta
+    if isinstance(verdict, Certificate):
+        return (
+            f"Certified: keep the cheap answer when its confidence is at least {verdict.threshold:.3f}; the loss of "
+            f"quality is at most {verdict.eps:g} with probability {sure:g} (n = {verdict.n}, {verdict.test}, "
+            f"p = {verdict.p_value:.3g})."
+        )
+    needed = f"about {verdict.rows_needed:,} calibration rows would be needed" if verdict.rows_needed else (
+        "more rows would not help: no saving threshold comes within the allowed loss"
+    )
+    return f"Not certified: {verdict.reason}. All rows go to the strong tier; {needed} (there are {verdict.n})."
+
+
+def batch_summary(outcomes: Sequence[Outcome], strong_usd: Sequence[float], threshold: float | None) -> Json:
+    """What routing came to; all-strong is priced by the mean price of the rows that the strong tier answered."""
+    n = len(outcomes)
+    spent = sum(outcome.usd for outcome in outcomes)
+    strong_mean = sum(strong_usd) / len(strong_usd) if strong_usd else None
+    summary: Json = {
+        "answered": n,
+        "kept_on_cheap": sum(outcome.tier is TierName.CHEAP for outcome in outcomes),
+        "escalated": sum(outcome.escalated for outcome in outcomes),
+        "threshold": threshold,
+        "usd_per_1000": 1000 * spent / n if n else 0.0,
+        "escalation_rate": sum(outcome.tier is TierName.STRONG for outcome in outcomes) / n if n else 0.0,
+    }
+    if strong_mean is not None and n:
+        summary["usd_per_1000_all_strong"] = 1000 * strong_mean
+        summary["saving"] = 1 - spent / (n * strong_mean) if strong_mean else 0.0
+    return summary
+
+
+def table(summary: Json) -> list[tuple[str, str, str, str, str, str]]:
+    """The test split as lines of (tier, quality, 95 % interval, rows, tokens and USD per 1,000 rows)."""
+    test = cast(dict[str, JsonValue], summary["test"])
+    lines: list[tuple[str, str, str, str, str, str]] = []
+    for name in ("cheap", "strong", "cascade"):
+        estimate = cast(dict[str, float], test[name])
+        cost = 1000 * cast(float, test[f"{name}_usd"])
+        interval = f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+        tokens = 1000 * cast(float, test[f"{name}_tokens"])
+        n = str(int(estimate["n"]))
+        lines.append((name, f"{estimate['mean']:.3f}", interval, n, f"{tokens:,.0f}", f"${cost:.4f}"))
+    return lines

@@ -1,0 +1,146 @@
+"""A workload: what the user writes in `workload.yaml`."""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from domain.canonical import digest
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+UsdPerMillion = Annotated[float, Field(ge=0)]
+
+
+class _Written(BaseModel):
+    """A part of the file: unknown keys are errors, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TierName(StrEnum):
+    """The two steps of the cascade."""
+
+    CHEAP = "cheap"
+    STRONG = "strong"
+
+
+class Splits(_Written):
+    """Shares of the labelled rows; a row's split depends on its id alone."""
+
+    train: Fraction = Field(default=0.25, description="Demos and the optimiser's own validation.")
+    calibration: Fraction = Field(default=0.45, description="The threshold is certified on these.")
+    test: Fraction = Field(default=0.30, description="The gate looks at these, once.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        total = self.train + self.calibration + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + calibration + test must be 1, not {total:g}")
+        return self
+
+
+class Dataset(_Written):
+    """Where rows come from and what their columns mean."""
+
+    uri: str = Field(description="Labelled rows: a path, a glob or any fsspec uri; csv, jsonl or parquet.")
+    incoming: str | None = Field(default=None, description="Rows to route with the champion bundle.")
+    id: str = Field(default="id", description="Column that names a row; unique, read as text.")
+    inputs: tuple[str, ...] = Field(min_length=1, description="Columns shown to the model.")
+    gold: dict[str, str] = Field(min_length=1, description="Output field -> column with the right answer.")
+    max_row_bytes: int = Field(default=8_000, ge=1, description="A longer input row is quarantined, bytes.")
+    splits: Splits = Splits()
+
+
+class Prices(_Written):
+    """What a tier costs, USD per million tokens."""
+
+    input: UsdPerMillion
+    output: UsdPerMillion
+    cached_input: UsdPerMillion | None = Field(default=None, description="Default: the input price.")
+
+
+class Tier(_Written):
+    """One model of the cascade and how it is asked."""
+
+    model: str = Field(description="Served model name.")
+    base_urls: tuple[str, ...] = Field(
+        default=(), description="OpenAI-compatible servers, .../v1; none means the embedded server of that model."
+    )
+    revision: str | None = Field(default=None, description="Weights' version, part of every request's identity.")
+    temperature: float = Field(default=0.0, ge=0)
+    seed: int = 0
+    max_tokens: int = Field(default=64, ge=1, description="Tokens an answer may take.")
+    max_demos: int = Field(default=4, ge=0, description="Examples the optimiser may put into the prompt.")
+    usd_per_million: Prices
+
+
+class Tiers(_Written):
+    """Cheap first; strong when the cheap tier is unsure."""
+
+    cheap: Tier
+    strong: Tier
+
+    def __getitem__(self, name: TierName) -> Tier:
+        return self.cheap if name is TierName.CHEAP else self.strong
+
+
+class OptimizerName(StrEnum):
+    """DSPy's optimisers that Headrace offers."""
+
+    BOOTSTRAP = "bootstrap-random-search"
+    MIPRO = "miprov2"
+    GEPA = "gepa"
+    SIMBA = "simba"
+    COPRO = "copro"
+    NONE = "none"
+
+
+class Optimizer(_Written):
+    """Which optimiser compiles the prompts and what it may spend."""
+
+    name: OptimizerName = OptimizerName.BOOTSTRAP
+    candidates: int = Field(default=4, ge=1, le=64, description="Candidate prompts beside the baseline.")
+    max_bootstrapped_demos: int = Field(default=2, ge=0, description="Demos the model answered rightly itself.")
+    validation_rows: int = Field(default=60, ge=2, description="Rows each candidate is scored on.")
+    threads: int = Field(default=8, ge=1, description="Calls under way at once.")
+    seed: int = 0
+
+
+class Target(_Written):
+    """The quality that the certificate must promise."""
+
+    kind: Literal["absolute", "relative"] = "absolute"
+    eps: Fraction = Field(default=0.05, description="Largest loss against all-strong (relative: share of it).")
+    delta: Fraction = Field(default=0.10, description="Chance that the promise fails over the draw of the rows.")
+    min_valid: float = Field(default=0.98, ge=0, le=1, description="Gate: share of rows with a valid answer.")
+
+
+class Judge(_Written):
+    """An LLM that grades answers; one of the tiers plays it."""
+
+    enabled: bool = False
+    tier: TierName = TierName.STRONG
+    rows: int = Field(default=50, ge=1, description="Rows judged, per tier.")
+    question: str = "Is the answer right for this input?"
+
+
+class Workload(_Written):
+    """The whole file."""
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="Lower case, digits, dashes.")
+    description: str = ""
+    dataset: Dataset
+    instructions: str = Field(min_length=1, description="What the model is asked to do; the prompt's baseline.")
+    output: str = Field(pattern=r"^[\w.]+:\w+$", description="module:Model, a pydantic model beside this file.")
+    decisive: str = Field(description="Output field with a closed set of values that carries the confidence.")
+    metric: str = Field(default="exact_match", description="A built-in name or module:function beside this file.")
+    tiers: Tiers
+    optimizer: Optimizer = Optimizer()
+    max_reasks: int = Field(default=1, ge=0, le=5, description="Times a row that fails validation is asked again.")
+    target: Target = Target()
+    judge: Judge = Judge()
+
+    def identity(self, *, code: str) -> str:
+        """sha256 of the canonical form; `code` is the source of schema and metric."""
+        return digest({"workload": self.model_dump(mode="json"), "code": code})

@@ -1,0 +1,42 @@
+"""The product on one screen: from a dataset to a certified, promoted bundle."""
+
+from prefect import flow
+
+from domain.workloads import TierName
+from tasks.chunking import judged_chunks
+from tasks.compiling import compile_prompt
+from tasks.evaluating import export_evaluation, score_tier
+from tasks.generating import generate_chunk
+from tasks.promoting import promote_bundle
+from tasks.references import BundleRef
+from tasks.running import close_run, note_failure, open_run
+from tasks.snapshotting import snapshot_dataset
+from tasks.tuning import tune_router
+from tasks.validating import validate_chunk
+
+
+@flow(
+    name="optimize-workload",
+    flow_run_name="optimize-{workload}",
+    on_failure=[note_failure],
+    on_crashed=[note_failure],
+    on_cancellation=[note_failure],
+)
+def optimize_workload(workload: str = "support-triage", max_rows: int | None = None) -> BundleRef:
+    """Find the cheapest way to run a workload at the promised quality.
+
+    Args:
+        workload: Name of a folder below the workloads folder, or a path to one.
+        max_rows: Use the first labelled rows only, for a quick look.
+    """
+    run = open_run("optimize", workload)
+    data = snapshot_dataset(run, max_rows=max_rows)
+    prompts = [compile_prompt(run, data, tier) for tier in TierName]
+    generated = {p.tier: [generate_chunk(run, data, p, c) for c in judged_chunks(data, p.tier)] for p in prompts}
+    validated = {p.tier: [validate_chunk(run, data, p, c) for c in generated[p.tier]] for p in prompts}
+    scored = [score_tier(run, data, p, validated[p.tier]) for p in prompts]
+    shown = [export_evaluation(run, data, p, s) for p, s in zip(prompts, scored, strict=True)]
+    tuned = tune_router(run, data, prompts, scored)
+    bundle = promote_bundle(run, data, tuned)
+    close_run(run, [bundle, shown])
+    return bundle

@@ -1,0 +1,41 @@
+"""A dataset through the champion bundle: the cheap tier first, the strong one where it is unsure."""
+
+from prefect import flow
+
+from domain.workloads import TierName
+from tasks.chunking import incoming_chunks
+from tasks.generating import generate_chunk
+from tasks.references import BundleRef
+from tasks.routing import load_champion, settle_chunk, summarise_batch
+from tasks.running import close_run, note_failure, open_run
+from tasks.snapshotting import snapshot_incoming
+from tasks.validating import validate_chunk
+
+
+@flow(
+    name="route-batch",
+    flow_run_name="route-{workload}",
+    on_failure=[note_failure],
+    on_crashed=[note_failure],
+    on_cancellation=[note_failure],
+)
+def route_batch(
+    workload: str = "support-triage", uri: str | None = None, max_rows: int | None = None
+) -> BundleRef:
+    """Answer a batch of rows with the workload's champion bundle.
+
+    Args:
+        workload: Name of a folder below the workloads folder, or a path to one.
+        uri: Rows to answer; empty means the workload's `dataset.incoming`.
+        max_rows: Answer the first rows only.
+    """
+    run = open_run("route", workload)
+    bundle = load_champion(run)
+    data = snapshot_incoming(run, uri=uri, max_rows=max_rows)
+    cheap = [generate_chunk(run, data, bundle, chunk) for chunk in incoming_chunks(data, TierName.CHEAP)]
+    checked = [validate_chunk(run, data, bundle, chunk) for chunk in cheap]
+    strong = [generate_chunk(run, data, bundle, chunk.at(TierName.STRONG)) for chunk in checked]
+    rechecked = [validate_chunk(run, data, bundle, chunk) for chunk in strong]
+    settled = [settle_chunk(run, data, bundle, chunk) for chunk in rechecked]
+    close_run(run, summarise_batch(run, bundle, settled))
+    return bundle

@@ -1,0 +1,178 @@
+"""`headrace`: what people type. Exit codes: 0 fine, 1 a check or a run failed, 2 wrong use, 3 something is down."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from domain.errors import HeadraceError, InputError, NotFound
+from infra import stack, startup, terminal
+from infra.settings import Settings, load_settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(highlight=False, soft_wrap=True)
+
+WorkloadName = Annotated[str, typer.Argument(help="A name below the workloads folder, or a path.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+MaxRows = Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")]
+
+
+def main() -> None:
+    """Run a command; errors of ours become one clear message and an exit code."""
+    try:
+        app()
+    except HeadraceError as error:
+        Console(stderr=True, highlight=False).print(terminal.failure(error))
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: HeadraceError) -> int:
+    if isinstance(error, InputError | NotFound):
+        return 2
+    return 3 if error.retryable or isinstance(error, startup.StackError) else 1
+
+
+def _connect(settings: Settings) -> None:
+    """Let this process reach the stack as the worker does; what the user gave stays."""
+    os.environ.update(stack.environment(settings))
+
+
+@app.command()
+def up() -> None:
+    """Start the embedded stack, prepare databases and deployments."""
+    settings = load_settings()
+    with _stage("stack"):
+        _up(settings)
+    console.print("\n[bold]next[/]   headrace run support-triage   ·   headrace status   ·   headrace down")
+
+
+def _up(settings: Settings) -> None:
+    from infra.db.session import migrate
+    from infra.deployments import deploy
+
+    with terminal.service_board(console) as report:
+        stack.up(settings, only=stack.embedded(settings) - {"worker"}, report=report)
+        _connect(settings)
+        migrate()
+        fresh = deploy(home=settings.home)
+        stack.up(settings, report=report)
+    console.print(f"  deployments     {'applied' if fresh else 'up to date'}   work pool: local   worker: up")
+
+
+@app.command()
+def down() -> None:
+    """Stop everything that `up` started."""
+    stack.down(load_settings())
+    console.print("everything of ours is stopped")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Say how each service is."""
+    states = stack.status(load_settings())
+    console.print(terminal.status_json(states) if as_json else terminal.status_table(states))
+    if any(state.phase != "healthy" for state in states):
+        raise typer.Exit(3)
+
+
+@app.command()
+def logs(service: str, lines: Annotated[int, typer.Option(min=1)] = 50) -> None:
+    """Print the end of a service's log."""
+    path = stack.log_path(load_settings(), service)
+    if not path.is_file():
+        raise NotFound(f"{service!r} has no log at {path}.", hint="See the names with `headrace status`.")
+    for line in path.read_text(errors="replace").splitlines()[-lines:]:
+        console.print(line, markup=False)
+
+
+@app.command()
+def deploy() -> None:
+    """Apply prefect.yaml to the Prefect server."""
+    from infra import deployments
+
+    settings = load_settings()
+    _connect(settings)
+    console.print("applied" if deployments.deploy(home=settings.home) else "up to date")
+
+
+@app.command()
+def run(
+    workload: WorkloadName = "support-triage",
+    with_up: Annotated[bool, typer.Option("--up", help="Start the stack first.")] = False,
+    route: Annotated[bool, typer.Option(help="Answer the workload's incoming rows afterwards.")] = True,
+    max_rows: MaxRows = None,
+) -> None:
+    """Optimise a workload, then route its incoming rows with the bundle that was promoted."""
+    from infra import running
+
+    settings = load_settings()
+    console.print(terminal.banner(settings), markup=True)
+    with _ctrl_c(settings, stop_stack=with_up):
+        if with_up:
+            with _stage("stack"):
+                _up(settings)
+        _connect(settings)
+        running.optimize_then_route(load_settings(), workload, max_rows=max_rows, route=route, console=console)
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    console.print(f"[bold]{name}[/]")
+    yield
+
+
+@contextmanager
+def _ctrl_c(settings: Settings, *, stop_stack: bool) -> Iterator[None]:
+    """Ctrl-C ends what we began: the run is cancelled by who started it, the stack is stopped by who started it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if stop_stack:
+            console.print("\nstopping the stack …")
+            stack.down(settings)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def runs(as_json: AsJson = False, limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
+    """List the newest runs."""
+    from infra import showing
+
+    _connect(load_settings())
+    showing.list_runs(console, limit=limit, as_json=as_json)
+
+
+@app.command()
+def show(
+    run_id: Annotated[str, typer.Argument(help="A run's id or its beginning; `last` for the newest.")] = "last",
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="List the quarantine instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show one run: its figures, or its quarantine."""
+    from infra import showing
+
+    _connect(load_settings())
+    showing.show_run(console, run_id, quarantined=quarantined, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    run_id: Annotated[str, typer.Argument(help="A run's id or its beginning; empty checks the newest ones.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check the services and the ledger's equations: rows are conserved, tokens reconcile."""
+    from infra import showing
+
+    settings = load_settings()
+    _connect(settings)
+    well = showing.check(console, settings, run_id or None, as_json=as_json)
+    if not well:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Alembic's entry: one migrator at a time, on the ledger's own database."""
+
+from alembic import context
+from sqlalchemy import create_engine, text
+
+from infra.db.tables import Base
+
+# An arbitrary constant that names the lock; a second migrator waits on it and then finds nothing to do.
+MIGRATION_LOCK = 7_243_107
+
+
+def run() -> None:
+    """Apply what is missing in one transaction."""
+    url = context.config.get_main_option("sqlalchemy.url")
+    if url is None:
+        raise RuntimeError("sqlalchemy.url is not set")
+    with create_engine(url).connect() as connection, connection.begin():
+        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        context.configure(connection=connection, target_metadata=Base.metadata)
+        context.run_migrations()
+
+
+run()

@@ -1,0 +1,124 @@
+"""Attempts and completions: what was asked, what it cost, what came back."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from domain.ledgers import Attempt
+from domain.requests import Completion, Request, Usage
+from infra.db.store.writing import add
+from infra.db.tables import AttemptRow, CompletionRow
+
+
+def load_completions(db: Session, hashes: Iterable[str]) -> dict[str, Completion]:
+    """The stored answers among these request hashes."""
+    rows = db.scalars(select(CompletionRow).where(CompletionRow.request_hash.in_(list(hashes))))
+    return {row.request_hash: completion_of(row) for row in rows}
+
+
+def completion_of(row: CompletionRow) -> Completion:
+    """A stored answer as the domain knows it."""
+    return Completion(
+        request_hash=row.request_hash,
+        text=row.text,
+        finish_reason=row.finish_reason,
+        usage=Usage(row.prompt_tokens, row.completion_tokens, row.cached_tokens),
+        label_logprobs=row.label_logprobs,
+        fingerprint=row.fingerprint,
+    )
+
+
+def load_request(db: Session, request_hash: str) -> Request:
+    """The request behind a stored answer, as it was sent."""
+    body = db.scalars(select(CompletionRow.request).where(CompletionRow.request_hash == request_hash)).one()
+    return Request(body=body["body"], revision=body["revision"])
+
+
+def save_completions(db: Session, answers: Sequence[tuple[Request, Completion]]) -> None:
+    """Keep answers for ever; the first answer to a request stays."""
+    add(
+        db,
+        CompletionRow,
+        (
+            {
+                "request_hash": request.hash,
+                "sample_index": 0,
+                "model": request.model,
+                "text": completion.text,
+                "finish_reason": completion.finish_reason,
+                "label_logprobs": completion.label_logprobs,
+                "prompt_tokens": completion.usage.prompt,
+                "completion_tokens": completion.usage.completion,
+                "cached_tokens": completion.usage.cached,
+                "fingerprint": completion.fingerprint,
+                "request": {"body": request.body, "revision": request.revision},
+            }
+            for request, completion in answers
+        ),
+    )
+
+
+def save_attempts(db: Session, run_id: str, attempts: Iterable[Attempt]) -> None:
+    """Record calls; repeating a record changes nothing."""
+    add(
+        db,
+        AttemptRow,
+        (
+            {
+                "attempt_id": attempt.attempt_id,
+                "run_id": run_id,
+                "stage": attempt.stage,
+                "tier": attempt.tier,
+                "record_key": attempt.record_key,
+                "request_hash": attempt.request_hash,
+                "number": attempt.number,
+                "cached": attempt.cached,
+                "prompt_tokens": attempt.usage.prompt,
+                "completion_tokens": attempt.usage.completion,
+                "cached_tokens": attempt.usage.cached,
+                "seconds": attempt.seconds,
+                "usd": attempt.usd,
+                "worker": attempt.worker,
+                "outcome": attempt.outcome,
+                "detail": attempt.detail,
+            }
+            for attempt in attempts
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What a run spent at one server or spared by the ledger, for one stage; money in USD."""
+
+    stage: str
+    tier: str
+    worker: str
+    calls: int
+    cached: int
+    usage: Usage
+    usd: float
+
+
+def spending(db: Session, run_id: str) -> list[Spending]:
+    """A run's calls by stage, tier and server."""
+    a = AttemptRow
+    rows = db.execute(
+        select(
+            a.stage,
+            a.tier,
+            a.worker,
+            func.count().filter(~a.cached),
+            func.count().filter(a.cached),
+            func.coalesce(func.sum(a.prompt_tokens), 0),
+            func.coalesce(func.sum(a.completion_tokens), 0),
+            func.coalesce(func.sum(a.cached_tokens), 0),
+            func.coalesce(func.sum(a.usd), 0.0),
+        )
+        .where(a.run_id == run_id)
+        .group_by(a.stage, a.tier, a.worker)
+        .order_by(a.stage, a.tier, a.worker)
+    )
+    return [Spending(r[0], r[1], r[2], r[3], r[4], Usage(int(r[5]), int(r[6]), int(r[7])), float(r[8])) for r in rows]

@@ -1,0 +1,169 @@
+"""Runs, the rows they took upon themselves, and how far they are."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from domain.errors import NotFound
+from domain.ledgers import Conservation
+from infra.db.store.writing import add
+from infra.db.tables import OutcomeRow, ProgressRow, QuarantinedRow, RunRow, RunRowRow
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as the ledger knows it; `spec` is the workload as it was when the run began."""
+
+    id: str
+    kind: str
+    workload: str
+    workload_hash: str
+    spec: Json
+    state: str
+    dataset_version: str | None
+    bundle_hash: str | None
+    meters_before: Json
+    meters_after: Json | None
+    links: dict[str, str]
+    summary: Json
+    started_at: datetime
+    ended_at: datetime | None
+
+
+def open_run(
+    db: Session, run_id: str, *, kind: str, workload: str, workload_hash: str, spec: Json, meters: Json
+) -> None:
+    """Begin a run, or begin it again: the readings and the start of the first time stay."""
+    values = {
+        "id": run_id,
+        "kind": kind,
+        "workload": workload,
+        "workload_hash": workload_hash,
+        "spec": spec,
+        "state": "running",
+        "meters_before": meters,
+    }
+    db.execute(
+        insert(RunRow).values(values).on_conflict_do_update(index_elements=["id"], set_={"state": "running"})
+    )
+
+
+def change_run(db: Session, run_id: str, **values: Any) -> None:
+    """Set columns of a run."""
+    db.execute(update(RunRow).where(RunRow.id == run_id).values(**values))
+
+
+def close_run(db: Session, run_id: str, *, state: str, meters: Json) -> None:
+    """End a run with the servers' counters as they stand now."""
+    change_run(db, run_id, state=state, meters_after=meters, ended_at=func.now())
+
+
+def add_links(db: Session, run_id: str, links: dict[str, str]) -> None:
+    """Add links to a run."""
+    change_run(db, run_id, links=RunRow.links.op("||")(links))
+
+
+def add_summary(db: Session, run_id: str, part: Json) -> None:
+    """Add figures to a run's summary."""
+    change_run(db, run_id, summary=RunRow.summary.op("||")(part))
+
+
+def load_run(db: Session, run_id: str) -> RunRecord:
+    """A run by its id or an unambiguous beginning of it; raises NotFound."""
+    rows = db.scalars(select(RunRow).where(RunRow.id.startswith(run_id, autoescape=True)).limit(2)).all()
+    if len(rows) != 1:
+        raise NotFound(f"{'no run' if not rows else 'more than one run'} begins with {run_id!r}.")
+    return _record(rows[0])
+
+
+def load_runs(db: Session, *, limit: int = 20) -> list[RunRecord]:
+    """The newest runs first."""
+    return [_record(row) for row in db.scalars(select(RunRow).order_by(RunRow.started_at.desc()).limit(limit))]
+
+
+def _record(row: RunRow) -> RunRecord:
+    return RunRecord(
+        id=row.id,
+        kind=row.kind,
+        workload=row.workload,
+        workload_hash=row.workload_hash,
+        spec=row.spec,
+        state=row.state,
+        dataset_version=row.dataset_version,
+        bundle_hash=row.bundle_hash,
+        meters_before=row.meters_before,
+        meters_after=row.meters_after,
+        links=row.links,
+        summary=row.summary,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )
+
+
+def take_rows(db: Session, run_id: str, keys: Iterable[tuple[str, int]]) -> None:
+    """Make (record key, ordinal) rows the run's own; each must end as an outcome or in quarantine."""
+    add(db, RunRowRow, ({"run_id": run_id, "record_key": key, "ordinal": ordinal} for key, ordinal in keys))
+
+
+def conservation(db: Session, run_id: str) -> Conservation:
+    """Count a run's rows, each term by itself."""
+
+    def count(table: type[RunRowRow] | type[OutcomeRow] | type[QuarantinedRow]) -> int:
+        return db.scalar(select(func.count()).select_from(table).where(table.run_id == run_id)) or 0
+
+    settled = select(OutcomeRow.record_key).where(OutcomeRow.run_id == run_id)
+    refused = select(QuarantinedRow.record_key).where(QuarantinedRow.run_id == run_id)
+    pending = db.scalar(
+        select(func.count())
+        .select_from(RunRowRow)
+        .where(
+            RunRowRow.run_id == run_id,
+            RunRowRow.record_key.not_in(settled),
+            RunRowRow.record_key.not_in(refused),
+        )
+    )
+    return Conservation(
+        records=count(RunRowRow),
+        outcomes=count(OutcomeRow),
+        quarantined=count(QuarantinedRow),
+        cancelled=0,
+        pending=pending or 0,
+    )
+
+
+def save_progress(db: Session, run_id: str, stage: str, *, done: int, total: int, unit: str) -> None:
+    """Say how far a stage is."""
+    changing = {"done": done, "total": total, "unit": unit}
+    statement = insert(ProgressRow).values(run_id=run_id, stage=stage, **changing)
+    db.execute(
+        statement.on_conflict_do_update(
+            index_elements=["run_id", "stage"], set_={**changing, "updated_at": func.clock_timestamp()}
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StageProgress:
+    """How far a stage is; `seconds` from its beginning to its last word."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    seconds: float
+
+
+def load_progress(db: Session, run_id: str) -> list[StageProgress]:
+    """The stages of a run in the order in which they began."""
+    rows = db.scalars(select(ProgressRow).where(ProgressRow.run_id == run_id).order_by(ProgressRow.started_at))
+    return [
+        StageProgress(row.stage, row.done, row.total, row.unit, (row.updated_at - row.started_at).total_seconds())
+        for row in rows
+    ]

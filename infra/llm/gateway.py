@@ -1,0 +1,147 @@
+"""The wire: raw HTTP to OpenAI-compatible servers, several a tier, with one retry layer.
+
+The protocol is POST {base_url}/chat/completions as documented by OpenAI and served by vLLM.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import orjson
+
+from domain.errors import ModelError, ModelUnavailable, RequestRefused
+from domain.ledgers import OutcomeClass
+from domain.requests import Completion, Request, Usage
+from infra.llm.wire import Garbled, read_completion
+
+RETRY_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
+MAX_TRIES = 5
+LONGEST_PAUSE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One POST: who was asked, how long it took (seconds), how it ended."""
+
+    worker: str
+    seconds: float
+    outcome: OutcomeClass
+    usage: Usage = Usage()
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Everything one request led to: every try, and the completion or the error at the end."""
+
+    request: Request
+    tries: Sequence[Try]
+    completion: Completion | None
+    error: ModelError | None = None
+
+
+@dataclass(slots=True)
+class _Worker:
+    base_url: str
+    in_flight: int = 0
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    outcome: OutcomeClass
+    error: ModelError
+    pause: float | None = None
+
+
+class Gateway:
+    """Sends requests to the least loaded of several workers; `async with` opens and closes the connections."""
+
+    def __init__(
+        self,
+        base_urls: Sequence[str],
+        *,
+        api_key: str | None,
+        in_flight: int,
+        deadline_s: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._workers = [_Worker(url.rstrip("/"), slots=asyncio.Semaphore(in_flight)) for url in base_urls]
+        self._api_key = api_key
+        self._deadline_s = deadline_s
+        self._sleep = sleep
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        headers = {"Content-Type": "application/json"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=self._deadline_s, sock_connect=10),
+            headers=headers,
+            trust_env=True,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._http is not None:
+            await self._http.close()
+
+    async def send(self, request: Request) -> Reply:
+        """Ask until there is an answer, the tries are used up or the server refuses for good; never raises ModelError."""
+        tries: list[Try] = []
+        while True:
+            worker = min(self._workers, key=lambda w: w.in_flight)
+            worker.in_flight += 1
+            try:
+                async with worker.slots:
+                    result, once = await self._post(worker.base_url, request)
+            finally:
+                worker.in_flight -= 1
+            tries.append(once)
+            if isinstance(result, Completion):
+                return Reply(request, tries, result)
+            if not result.error.retryable or len(tries) == MAX_TRIES:
+                return Reply(request, tries, None, result.error)
+            backoff = min(0.25 * 2 ** len(tries), LONGEST_PAUSE_S)
+            await self._sleep(backoff if result.pause is None else min(result.pause, LONGEST_PAUSE_S))
+
+    async def _post(self, base_url: str, request: Request) -> tuple[Completion | _Failure, Try]:
+        if self._http is None:
+            raise RuntimeError("the gateway is not open: use `async with`")
+        started = time.monotonic()
+        try:
+            async with self._http.post(f"{base_url}/chat/completions", data=orjson.dumps(request.body)) as response:
+                body = await response.read()
+                result = _read(request, response.status, body, response.headers.get("Retry-After"))
+        except TimeoutError:
+            message = f"{base_url} did not answer within {self._deadline_s:g} s"
+            result = _Failure(OutcomeClass.TIMEOUT, ModelUnavailable(message))
+        except (aiohttp.ClientError, OSError) as error:
+            message = f"{base_url} could not be reached ({type(error).__name__})"
+            result = _Failure(OutcomeClass.UNAVAILABLE, ModelUnavailable(message))
+        seconds = time.monotonic() - started
+        if isinstance(result, Completion):
+            outcome = OutcomeClass.ANSWERED if result.finish_reason == "stop" else OutcomeClass.TRUNCATED
+            return result, Try(base_url, seconds, outcome, result.usage)
+        return result, Try(base_url, seconds, result.outcome, detail=result.error.message)
+
+
+def _read(request: Request, status: int, body: bytes, retry_after: str | None) -> Completion | _Failure:
+    if status == 200:
+        try:
+            return read_completion(request, body)
+        except Garbled as error:
+            return _Failure(OutcomeClass.GARBLED, ModelUnavailable(f"the answer is not a chat completion: {error}"))
+    detail = body[:300].decode(errors="replace")
+    if status in RETRY_STATUSES:
+        pause = float(retry_after) if retry_after and retry_after.isdigit() else None
+        return _Failure(OutcomeClass.UNAVAILABLE, ModelUnavailable(f"HTTP {status}: {detail}"), pause)
+    return _Failure(OutcomeClass.REFUSED, RequestRefused(f"HTTP {status}: {detail}"))

@@ -1,0 +1,92 @@
+"""What a run shows of itself in Prefect, and where its pages are elsewhere."""
+
+from typing import Any, cast
+from urllib.parse import quote
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from domain import summaries
+from domain.certificates import Certificate, NotCertified
+from domain.ledgers import Conservation
+from infra import tracing, tracking
+from infra.db.store.answers import StoredQuarantine
+from infra.db.store.calls import Spending
+from infra.db.store.runs import RunRecord
+from infra.settings import load_settings
+from infra.workloads import LoadedWorkload
+
+Json = dict[str, Any]
+
+
+def params(loaded: LoadedWorkload) -> dict[str, str | float]:
+    """A workload's settings as flat parameters."""
+    w = loaded.workload
+    return {
+        "workload_hash": loaded.hash,
+        "cheap.model": w.tiers.cheap.model,
+        "strong.model": w.tiers.strong.model,
+        "optimizer": w.optimizer.name.value,
+        "optimizer.seed": w.optimizer.seed,
+        "metric": w.metric,
+        "target.kind": w.target.kind,
+        "target.eps": w.target.eps,
+        "target.delta": w.target.delta,
+        "max_reasks": w.max_reasks,
+    }
+
+
+def links(run_id: str, *, tracking_id: str, workload: str) -> dict[str, str]:
+    """The run's pages in Prefect, MLflow and Phoenix."""
+    api = (load_settings().prefect_api_url or "").rstrip("/").removesuffix("/api")
+    return {
+        "prefect": f"{api}/runs/flow-run/{quote(run_id)}",
+        "mlflow": tracking.run_url(tracking_id),
+        "phoenix": tracing.project_url(workload),
+    }
+
+
+def summarise(
+    run: RunRecord, *, rows: Conservation, spent: list[Spending], quarantine: list[StoredQuarantine]
+) -> None:
+    """Leave a markdown summary, a table of the quarantine and links in Prefect."""
+    create_markdown_artifact(
+        key=f"summary-{run.workload}",
+        markdown=markdown(run, rows=rows, spent=spent),
+        description=f"Summary of {run.kind} {run.workload}",
+    )
+    create_table_artifact(
+        key=f"quarantine-{run.workload}",
+        table=[{"place": str(q.place), "stage": q.stage, "reason": q.reason} for q in quarantine[:500]],
+        description=f"{len(quarantine)} rows in quarantine",
+    )
+    for name, url in run.links.items():
+        create_link_artifact(key=f"{name}-{run.workload}", link=url, description=f"{name} of this run")
+
+
+def markdown(run: RunRecord, *, rows: Conservation, spent: list[Spending]) -> str:
+    """The summary of a run for people."""
+    calls, cached = sum(s.calls for s in spent), sum(s.cached for s in spent)
+    usd = sum(s.usd for s in spent)
+    lines = [
+        f"# {run.kind} {run.workload}",
+        "",
+        f"- rows: {rows}",
+        f"- model calls: {calls:,} paid, {cached:,} answered by the ledger, ${usd:.4f}",
+        *([f"- dataset version `{run.dataset_version[:12]}`"] if run.dataset_version else []),
+        *([f"- bundle `{run.bundle_hash[:12]}`"] if run.bundle_hash else []),
+        "",
+    ]
+    if "test" in run.summary:
+        lines += ["| tier | quality | 95 % interval | n | tokens per 1,000 rows | USD per 1,000 rows |", "|---|---|---|---|---|---|"]
+        lines += ["| " + " | ".join(line) + " |" for line in summaries.table(run.summary)]
+        lines += ["", summaries.verdict_line(verdict_of(run.summary)), ""]
+    lines += [f"- [{name}]({url})" for name, url in run.links.items()]
+    return "\n".join(lines)
+
+
+def verdict_of(summary: Json) -> Certificate | NotCertified:
+    """The verdict that a run's summary holds."""
+    verdict = cast(Json, summary["verdict"])
+    if verdict["certified"]:
+        return Certificate.model_validate({**verdict, "grid": ()})
+    return NotCertified.model_validate(verdict)

@@ -1,0 +1,88 @@
+"""Every knob of Headrace: one frozen tree, read at the edge, each field described."""
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _given(standard_name: str, field: str) -> AliasChoices:
+    """A field that other tools' users already set under a name of theirs."""
+    return AliasChoices(f"HEADRACE_{field.upper()}", standard_name)
+
+
+class Settings(BaseSettings):
+    """Settings from the environment (prefix `HEADRACE_`); what the user gives replaces the embedded part."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_", env_nested_delimiter="__", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    home: Path = Field(
+        default=Path("~/.local/share/headrace"),
+        description="Where environments, weights, databases, logs and secrets live.",
+    )
+    envs: Path | None = Field(
+        default=None,
+        description="Folder of the environments, shared by several homes; default: `envs` in the home folder.",
+    )
+    weights: Path | None = Field(
+        default=None, description="Folder of the model weights, shared likewise; default: `weights` in the home folder."
+    )
+    workloads: Path = Field(default=Path("examples"), description="Folder with one subfolder a workload.")
+
+    database_url: str | None = Field(
+        default=None,
+        validation_alias=_given("DATABASE_URL", "database_url"),
+        description="A Postgres of yours, postgresql+psycopg://user@host:port/database; "
+        "the password belongs in PGPASSFILE. Replaces the embedded server.",
+    )
+    prefect_api_url: str | None = Field(
+        default=None,
+        validation_alias=_given("PREFECT_API_URL", "prefect_api_url"),
+        description="A Prefect server of yours.",
+    )
+    mlflow_tracking_uri: str | None = Field(
+        default=None,
+        validation_alias=_given("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
+        description="An MLflow server of yours.",
+    )
+    phoenix_endpoint: str | None = Field(
+        default=None,
+        validation_alias=_given("PHOENIX_COLLECTOR_ENDPOINT", "phoenix_endpoint"),
+        description="A Phoenix server of yours (base URL).",
+    )
+    phoenix_api_key: SecretStr | None = Field(
+        default=None, validation_alias=_given("PHOENIX_API_KEY", "phoenix_api_key"), description="Its API key."
+    )
+    model_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=_given("VLLM_API_KEY", "model_api_key"),
+        description="Bearer key for the model servers.",
+    )
+    engines: dict[str, str] = Field(
+        default_factory=dict,
+        description='Base URLs of embedded model servers by served model name, {"name": "http://127.0.0.1:8000/v1"}. '
+        "Written by the stack; a tier's own base_urls win.",
+    )
+
+    port_postgres: int = Field(default=54329, description="First port tried for Postgres; the next free one is taken.")
+    port_prefect: int = Field(default=4200, description="First port tried for Prefect.")
+    port_mlflow: int = Field(default=5000, description="First port tried for MLflow.")
+    port_phoenix: int = Field(default=6006, description="First port tried for Phoenix.")
+    port_phoenix_grpc: int = Field(default=4317, description="First port tried for Phoenix's OTLP over gRPC.")
+    port_engine: int = Field(default=8000, description="First port tried for the model servers.")
+    port_worker: int = Field(default=4280, description="First port tried for the worker's own health answer.")
+
+    chunk_rows: int = Field(default=200, ge=1, description="Rows in one Prefect task run.")
+    in_flight: int = Field(default=32, ge=1, description="Requests under way at once per model server.")
+    request_deadline_s: float = Field(default=120.0, gt=0, description="Total time for one model call, seconds.")
+    span_sample: float = Field(
+        default=0.1, ge=0, le=1, description="Share of rows whose calls are sent to Phoenix as spans."
+    )
+
+
+def load_settings() -> Settings:
+    """Read the environment once; the home folder comes back absolute."""
+    settings = Settings()
+    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})

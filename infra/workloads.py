@@ -1,0 +1,146 @@
+"""Reading `workload.yaml` and the schema and metric beside it, with file, line and column in every complaint."""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError
+
+from domain.canonical import digest
+from domain.errors import Place, WorkloadError
+from domain.schemas import OutputSchema
+from domain.scores import METRICS, Metric
+from domain.workloads import Workload
+
+FILE = "workload.yaml"
+
+
+@dataclass(frozen=True)
+class LoadedWorkload:
+    """A workload with the folder it lives in and the code it refers to."""
+
+    workload: Workload
+    folder: Path
+
+    @cached_property
+    def schema(self) -> OutputSchema:
+        """The output schema; raises WorkloadError."""
+        place = Place(str(self.folder / FILE), field="output")
+        model = _reference(self.workload.output, self.folder, place)
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            raise WorkloadError(place, f"{self.workload.output} is not a pydantic model")
+        return OutputSchema.of(model, decisive=self.workload.decisive, place=place)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The metric, built in or the user's; raises WorkloadError."""
+        if built_in := METRICS.get(self.workload.metric):
+            return built_in
+        place = Place(str(self.folder / FILE), field="metric")
+        if ":" not in self.workload.metric:
+            known = ", ".join(METRICS)
+            raise WorkloadError(place, f"no metric is called {self.workload.metric!r}; built in are {known}")
+        found = _reference(self.workload.metric, self.folder, place)
+        if not callable(found):
+            raise WorkloadError(place, f"{self.workload.metric} is not a function")
+        return cast(Metric, found)
+
+    @cached_property
+    def hash(self) -> str:
+        """The workload's identity: its canonical form, the schema and the metric's code."""
+        code = [inspect.getsource(self.schema.model), digest(self.schema.json_schema)]
+        if self.workload.metric not in METRICS:
+            code.append(inspect.getsource(cast(Any, self.metric)))
+        return self.workload.identity(code="\n".join(code))
+
+
+def find_workload(name_or_path: str, workloads: Path) -> Path:
+    """The folder of a workload: a path to it or to its file, or a name below the workloads folder."""
+    given = Path(name_or_path)
+    for folder in (given, given.parent, workloads / name_or_path, workloads / name_or_path.replace("-", "_")):
+        if (folder / FILE).is_file() and (folder != given.parent or given.name == FILE):
+            return folder.resolve()
+    known = ", ".join(sorted(path.parent.name for path in workloads.glob(f"*/{FILE}"))) or "none"
+    raise WorkloadError(
+        Place(name_or_path), "there is no such workload", hint=f"Give a folder with a {FILE}; found here: {known}."
+    )
+
+
+def load_workload(folder: Path) -> LoadedWorkload:
+    """Read and validate `workload.yaml` in a folder; raises WorkloadError naming line and column."""
+    file = folder / FILE
+    try:
+        parsed = cast(Any, YAML(typ="rt").load(file.read_text(encoding="utf-8")))  # pyright: ignore[reportUnknownMemberType]
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = Place(str(file), mark.line + 1, mark.column + 1) if mark else Place(str(file))
+        raise WorkloadError(place, f"this is not YAML: {error.problem}") from error
+    except UnicodeDecodeError as error:
+        raise WorkloadError(Place(str(file)), "the file is not UTF-8") from error
+    try:
+        return LoadedWorkload(Workload.model_validate(_plain(parsed)), folder)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        line, column = _position(parsed, problem["loc"])
+        field = ".".join(map(str, problem["loc"])) or None
+        raise WorkloadError(Place(str(file), line, column, field), problem["msg"]) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, CommentedMap):
+        return {str(key): _plain(item) for key, item in cast(dict[Any, Any], value).items()}
+    if isinstance(value, CommentedSeq):
+        return [_plain(item) for item in cast(list[Any], value)]
+    return value
+
+
+def _position(parsed: Any, path: Sequence[str | int]) -> tuple[int, int]:
+    """1-based line and column of the deepest part of a path that stands in the file."""
+    line, column = 0, 0
+    for part in path:
+        position = getattr(parsed, "lc", None)
+        if position is None:
+            break
+        try:
+            line, column = position.key(part) if isinstance(parsed, CommentedMap) else position.item(part)
+        except (KeyError, TypeError, IndexError):
+            break
+        parsed = parsed[part]
+    return line + 1, column + 1
+
+
+def _reference(reference: str, folder: Path, place: Place) -> object:
+    """The object that `module:Name` names, from a module beside the workload."""
+    module_name, _, attribute = reference.partition(":")
+    module = _module(module_name, folder, place)
+    if not hasattr(module, attribute):
+        raise WorkloadError(place, f"{folder / module_name}.py has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _module(name: str, folder: Path, place: Place) -> ModuleType:
+    file = folder / f"{name.replace('.', '/')}.py"
+    # The name carries the folder, so that two workloads may each have a schema.py.
+    unique = f"headrace_workload_{digest(str(folder))[:12]}_{name.replace('.', '_')}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    spec = importlib.util.spec_from_file_location(unique, file) if file.is_file() else None
+    if spec is None or spec.loader is None:
+        raise WorkloadError(place, f"{file} does not exist")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[unique]
+        raise WorkloadError(place, f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

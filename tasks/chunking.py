@@ -1,0 +1,57 @@
+"""Chunks: which rows a task run works on, and the deployment that answers them."""
+
+from domain.bundles import keeps
+from domain.datasets import Split
+from domain.workloads import TierName
+from infra.db.session import transaction
+from infra.db.store import answers, bundles, datasets
+from infra.db.store.datasets import StoredRecord
+from infra.rows import Deployment
+from infra.settings import load_settings
+from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef
+from tasks.running import bundled_deployment, compiled_deployment, load_for
+
+JUDGED = (Split.CALIBRATION, Split.TEST)
+
+
+def plan_chunks(total: int, tier: TierName) -> list[ChunkRef]:
+    """Cut `total` rows into chunks of the configured size."""
+    size = load_settings().chunk_rows
+    return [
+        ChunkRef(tier=tier, index=index, first=first, rows=min(size, total - first), total=total)
+        for index, first in enumerate(range(0, total, size))
+    ]
+
+
+def judged_chunks(data: DatasetRef, tier: TierName) -> list[ChunkRef]:
+    """The chunks of calibration and test rows."""
+    return plan_chunks(data.calibration + data.test, tier)
+
+
+def incoming_chunks(data: DatasetRef, tier: TierName) -> list[ChunkRef]:
+    """The chunks of rows to route."""
+    return plan_chunks(data.incoming, tier)
+
+
+def deployment_of(run: RunRef, plan: PromptRef | BundleRef, tier: TierName) -> Deployment:
+    """How a tier answers: by the prompt being tuned, or as a bundle deploys it."""
+    loaded = load_for(run)
+    if isinstance(plan, PromptRef):
+        return compiled_deployment(loaded, plan)
+    with transaction() as db:
+        bundle = bundles.load_bundle(db, plan.bundle_hash)
+    return bundled_deployment(bundle, tier, loaded.schema)
+
+
+def rows_of(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> list[StoredRecord]:
+    """The rows of a chunk that its tier is asked about; a bundle's router leaves out some."""
+    splits = JUDGED if isinstance(plan, PromptRef) else (Split.INCOMING,)
+    with transaction() as db:
+        rows = datasets.load_records(db, data.version, *splits, first=chunk.first, limit=chunk.rows)
+        if isinstance(plan, PromptRef):
+            return rows
+        threshold = bundles.load_bundle(db, plan.bundle_hash).threshold
+        cheap = answers.load_answers(db, run.run_id, TierName.CHEAP)
+    if chunk.tier is TierName.CHEAP:
+        return rows if threshold is not None else []
+    return [row for row in rows if row.key not in cheap or not keeps(cheap[row.key].confidence, threshold)]

@@ -1,0 +1,168 @@
+"""Compile: search a better prompt for a tier with DSPy; the result is plain JSON with a history of scores."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from prefect import get_run_logger, task
+
+from domain.canonical import digest
+from domain.confidences import LabelPrior
+from domain.datasets import Split
+from domain.ledgers import Stage
+from domain.prompts import PromptVersion, baseline
+from domain.requests import row_request
+from domain.schemas import OutputSchema
+from domain.workloads import Tier, TierName
+from infra import registry, tracking
+from infra.db.session import transaction
+from infra.db.store import bundles, datasets, runs
+from infra.db.store.bundles import CompiledPrompt
+from infra.db.store.datasets import StoredRecord
+from infra.llm.ledgered import blocking_ask
+from infra.progress import Progress
+from infra.settings import load_settings
+from infra.workloads import LoadedWorkload
+from tasks.references import DatasetRef, PromptRef, RunRef
+from tasks.running import is_retryable, load_for, step
+
+if TYPE_CHECKING:
+    from infra.llm.optimizer import Ask, CompileReport, Example
+
+
+@task(task_run_name="compile-{tier}", retry_condition_fn=is_retryable)
+def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
+    """Compile a tier's prompt on the train split, unless exactly this was compiled before."""
+    loaded = load_for(run)
+    with transaction() as db:
+        train = datasets.load_records(db, data.version, Split.TRAIN)
+        key = _compile_key(loaded, tier, train)
+        found = bundles.find_compiled(db, key)
+    get_run_logger().info("%s: %s", tier.value, "compiled before, nothing to do" if found else "compiling")
+    with step(run, f"compile-{tier.value}") as step_id:
+        compiled = found or _compile(run, loaded, tier, train, key, step_id)
+        with transaction() as db:
+            bundles.save_compiled(db, compiled, workload=run.workload, tier=tier)
+            runs.add_summary(db, run.run_id, {f"compile_{tier.value}": _gain(compiled)})
+        _track(run, tier, compiled, step_id)
+    return PromptRef(
+        tier=tier,
+        compile_key=key,
+        prompt_hash=compiled.prompt.hash,
+        calls=0 if found else compiled.report["calls"],
+        improved=compiled.report["improved"],
+    )
+
+
+def _compile_key(loaded: LoadedWorkload, tier: TierName, train: list[StoredRecord]) -> str:
+    """Everything a compile depends on: the tier, the options, the instructions, the code and the train rows."""
+    workload = loaded.workload
+    return digest(
+        {
+            "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million"}),
+            "optimizer": workload.optimizer.model_dump(mode="json"),
+            "baseline": _baseline(loaded).model_dump(mode="json"),
+            "schema": loaded.schema.json_schema,
+            "metric": workload.metric,
+            "train": [row.key for row in train],
+        }
+    )
+
+
+def _baseline(loaded: LoadedWorkload) -> PromptVersion:
+    workload = loaded.workload
+    return baseline(workload.instructions, input_fields=workload.dataset.inputs, schema=loaded.schema)
+
+
+def _compile(
+    run: RunRef, loaded: LoadedWorkload, name: TierName, train: list[StoredRecord], key: str, step_id: str
+) -> CompiledPrompt:
+    from infra.autologging import compile_traces
+    from infra.llm import optimizer  # DSPy takes seconds to import
+
+    options, tier, settings = loaded.workload.optimizer, loaded.workload.tiers[name], load_settings()
+    rows = [optimizer.Example(row.key, row.record.inputs, row.record.gold or {}) for row in train]
+    judged = min(options.validation_rows, len(rows) // 3)
+    validation, held_out, demos = rows[:judged], rows[judged : 2 * judged], rows[2 * judged :]
+    limit = optimizer.budget(options, tier, train=len(demos), held_out=len(held_out))
+    log = get_run_logger()
+    log.info("%s: %s may make up to %d calls", name.value, options.name.value, limit)
+    progress = Progress(run.run_id, f"compile {name.value}", limit, unit="calls")
+    calls = [0]
+
+    def count(made: int) -> None:
+        calls[0] = made
+        progress.reach(made)
+
+    with blocking_ask(run.run_id, name, tier, settings, stage=Stage.COMPILE) as ask:
+        with compile_traces(step_id, expected_calls=limit):
+            result = optimizer.compile_prompt(
+                _baseline(loaded),
+                tier=tier,
+                options=options,
+                schema=loaded.schema,
+                metric=loaded.metric,
+                train=demos,
+                validation=validation,
+                held_out=held_out,
+                ask=ask,
+                on_call=count,
+                on_candidate=lambda c: log.info(
+                    "%s: %s scores %.3f raw, %.3f as deployed", name.value, c.name, c.score, c.deployed_score
+                ),
+            )
+        # Neither demos nor calibration rows: the prior is fitted on rows that no certificate will look at.
+        prior = _prior(result.prompt, [*validation, *held_out], tier, loaded.schema, ask)
+    progress.finish(calls[0])
+    log.info("%s: %s", name.value, result.report.note)
+    return CompiledPrompt(key, result.prompt, _report(result.report, calls=calls[0], prior=prior))
+
+
+def _prior(
+    prompt: PromptVersion, rows: Sequence["Example"], tier: Tier, schema: OutputSchema, ask: "Ask"
+) -> LabelPrior:
+    """What the tier says of unlabelled rows; the ledger knows these answers from the search."""
+    answers = [ask(row_request(prompt.render(row.inputs), tier=tier, schema=schema), row.record_key) for row in rows]
+    read = [a.label_logprobs[schema.decisive] for a in answers if schema.decisive in a.label_logprobs]
+    return LabelPrior.of(read, schema.labels)
+
+
+def _report(report: "CompileReport", *, calls: int, prior: LabelPrior) -> dict[str, Any]:
+    return {
+        "optimizer": report.optimizer,
+        "baseline": report.baseline_score,
+        "best": report.best_score,
+        "improved": report.improved,
+        "p_value": report.p_value,
+        "note": report.note,
+        "budget_calls": report.budget_calls,
+        "calls": calls,
+        "candidates": [
+            {"name": c.name, "score": c.score, "deployed": c.deployed_score, "demos": len(c.prompt.demos), "n": c.n}
+            for c in report.candidates
+        ],
+        "prior": dict(prior.means),
+    }
+
+
+def _gain(compiled: CompiledPrompt) -> str:
+    """What the optimiser gained, in one sentence."""
+    report = compiled.report
+    return (
+        f"held-out {report['baseline']:.3f} before, {report['best']:.3f} by the best candidate of {report['optimizer']}; "
+        f"{'compiled' if report['improved'] else 'baseline'} prompt with {len(compiled.prompt.demos)} demos. "
+        f"{report['note']}"
+    )
+
+
+def _track(run: RunRef, tier: TierName, compiled: CompiledPrompt, step_id: str) -> None:
+    """The prompt goes to MLflow's registry, its history of scores to the step's run."""
+    report = compiled.report
+    tracking.log(
+        step_id,
+        params={"optimizer": report["optimizer"], "prompt": compiled.prompt.hash, "note": report["note"][:500]},
+        metrics={"held_out_baseline": report["baseline"], "held_out_best": report["best"], "calls": report["calls"]},
+    )
+    tracking.log_json(step_id, "candidates", report["candidates"])
+    tracking.log_json(step_id, "prompt", compiled.prompt.model_dump(mode="json"))
+    version = registry.register_prompt(compiled.prompt, workload=run.workload, tier=tier, run_id=step_id)
+    registry.set_prompt_alias(registry.prompt_name(run.workload, tier), "challenger", version)

@@ -1,0 +1,23 @@
+"""Generate: ask a tier for every row of a chunk, from the ledger where the answer is known."""
+
+import asyncio
+
+from prefect import task
+
+from infra.progress import Progress
+from infra.rows import generate
+from infra.settings import load_settings
+from tasks.chunking import deployment_of, rows_of
+from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef
+from tasks.running import is_retryable
+
+
+@task(task_run_name="generate-{chunk.tier}-{chunk.index}", retry_condition_fn=is_retryable)
+def generate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> ChunkRef:
+    """Get a completion for every row of a chunk."""
+    deployment = deployment_of(run, plan, chunk.tier)
+    rows = rows_of(run, data, plan, chunk)
+    progress = Progress(run.run_id, f"generate {chunk.tier}", chunk.total, done=chunk.first)
+    tally = asyncio.run(generate(run.run_id, deployment, rows, settings=load_settings(), progress=progress))
+    progress.finish(chunk.first + chunk.rows)
+    return chunk.model_copy(update={"calls": tally.calls, "cached": tally.cached, "failed": tally.failed})

@@ -1,0 +1,84 @@
+"""What travels between tasks: small frozen references. Rows stay in Postgres."""
+
+from pydantic import BaseModel, ConfigDict
+
+from domain.workloads import TierName
+
+
+class Reference(BaseModel):
+    """A small immutable JSON object."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class RunRef(Reference):
+    """A run under way and the workload it runs."""
+
+    run_id: str
+    workload: str
+    folder: str
+    workload_hash: str
+    tracking_id: str
+
+
+class DatasetRef(Reference):
+    """A snapshot and the rows in each of its splits."""
+
+    version: str
+    uri: str
+    train: int = 0
+    calibration: int = 0
+    test: int = 0
+    incoming: int = 0
+    bad_rows: int = 0
+    new: bool = True
+
+
+class PromptRef(Reference):
+    """A tier's compiled prompt."""
+
+    tier: TierName
+    compile_key: str
+    prompt_hash: str
+    calls: int
+    improved: bool
+
+
+class BundleRef(Reference):
+    """A bundle by its hash."""
+
+    bundle_hash: str
+
+
+class ChunkRef(Reference):
+    """A chunk of a run's rows at one tier: rows `first` to `first + rows` of the run, and what happened to them."""
+
+    tier: TierName
+    index: int
+    first: int
+    rows: int
+    total: int
+    calls: int = 0
+    cached: int = 0
+    reasks: int = 0
+    failed: int = 0
+
+    def at(self, tier: TierName) -> "ChunkRef":
+        """The same rows at another tier."""
+        return ChunkRef(tier=tier, index=self.index, first=self.first, rows=self.rows, total=self.total)
+
+
+class ScoredRef(Reference):
+    """One tier's scores over a run."""
+
+    tier: TierName
+    metric: str
+    n: int
+    mean: float
+
+
+class TunedRef(Reference):
+    """A tuned bundle and whether its threshold is certified."""
+
+    bundle_hash: str
+    certified: bool

@@ -1,0 +1,23 @@
+"""Validate: check every completion against the schema, and re-ask those that fail."""
+
+import asyncio
+
+from prefect import task
+
+from infra.progress import Progress
+from infra.rows import validate
+from infra.settings import load_settings
+from tasks.chunking import deployment_of, rows_of
+from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef
+from tasks.running import is_retryable
+
+
+@task(task_run_name="validate-{chunk.tier}-{chunk.index}", retry_condition_fn=is_retryable)
+def validate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> ChunkRef:
+    """Store a valid answer, or the reason why there is none, for every row of a chunk."""
+    deployment = deployment_of(run, plan, chunk.tier)
+    rows = rows_of(run, data, plan, chunk)
+    progress = Progress(run.run_id, f"validate {chunk.tier}", chunk.total, done=chunk.first)
+    tally = asyncio.run(validate(run.run_id, deployment, rows, settings=load_settings(), progress=progress))
+    progress.finish(chunk.first + chunk.rows)
+    return chunk.model_copy(update={"reasks": tally.reasks, "failed": tally.failed})
