@@ -6,7 +6,7 @@ export HEADRACE_ENVS ?= $(HEADRACE_HOME)/envs
 APP := $(HEADRACE_ENVS)/app/bin
 HEADRACE := PYTHONPATH=$(CURDIR) $(APP)/python -m infra.cli
 
-.PHONY: run up down status logs envs envs-dev lock
+.PHONY: run up down status logs envs envs-dev lock schema check test
 .DEFAULT_GOAL := run
 
 run: envs ## everything from nothing: environments, stack, the example workload
@@ -41,3 +41,20 @@ lock: envs-dev ## compile every group of pyproject.toml into infra/locks
 	$(LOCK) --python-platform x86_64-manylinux_2_28 $$($(PYTHON) infra/locks/torch_source.py) \
 		--group pyproject.toml:engine -o infra/locks/engine.txt
 	$(LOCK) --no-deps --group pyproject.toml:models -o infra/locks/models.txt
+
+schema: envs-dev ## the JSON Schema that editors complete workload.yaml with
+	PYTHONPATH=$(CURDIR) $(APP)/python -c 'import json; from domain.workloads import Workload; \
+		print(json.dumps(Workload.model_json_schema(), indent=2))' > examples/workload.schema.json
+
+check: envs-dev ## lint, format, types, import contracts, secrets, schemas
+	$(APP)/ruff check .
+	$(APP)/ruff format --check .
+	$(APP)/pyright --pythonpath $(APP)/python
+	PYTHONPATH=$(CURDIR) $(APP)/lint-imports --no-cache
+	git ls-files -z -- ':!infra/locks' ':!.secrets.baseline' | xargs -0 $(APP)/detect-secrets-hook --baseline .secrets.baseline
+	$(APP)/python -c 'import yaml; from prefect.cli.deploy._models import PrefectYamlModel as M; \
+		M.model_validate(yaml.safe_load(open("prefect.yaml")))'
+	$(APP)/check-jsonschema --schemafile examples/workload.schema.json examples/*/workload.yaml
+
+test: envs envs-dev ## everything the tests need, then all tests
+	PYTHONPATH=$(CURDIR) $(APP)/python -m pytest

@@ -97,11 +97,11 @@ def gate(certificate: Certificate | NotCertified, figures: CascadeFigures, targe
     if figures.valid_rate < target.min_valid:
         reasons.append(f"{figures.valid_rate:.1%} of the answers are valid; the gate asks {target.min_valid:.1%}")
     if isinstance(certificate, Certificate):
-        allowed = target.eps if target.kind == "absolute" else target.eps * figures.strong.mean
-        if figures.cascade.high < figures.strong.mean - allowed:
+        floor = target.floor(figures.strong.mean)
+        if figures.cascade.high < floor:
             reasons.append(
-                f"quality {figures.cascade} on the test split is below the strong tier's {figures.strong.mean:.3f} "
-                f"minus {allowed:.3f}, interval included"
+                f"quality {figures.cascade} on the test split stays below {floor:.3f}, the lowest allowed beside the "
+                f"strong tier's {figures.strong.mean:.3f}, interval included"
             )
         if figures.cascade_usd >= figures.strong_usd:
             reasons.append("the cascade costs no less than the strong tier alone on the test split")

@@ -18,6 +18,8 @@ from domain.confidences import FloatArray
 from domain.workloads import Target
 
 GRID_POINTS = 200
+EXACT = "one-sided exact binomial"
+BETTING = "WSR betting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +140,10 @@ def betting_p(loss: FloatArray, *, low: float, high: float, bound: float, delta:
 def tune(rows: PairedRows, target: Target, *, grid: FloatArray) -> Tuned:
     """Certify the cheapest threshold that keeps the target; the rows' order must not depend on labels."""
     exact = target.kind == "absolute" and bool(np.isin([rows.cheap, rows.strong], (0.0, 1.0)).all())
-    test = "one-sided exact binomial" if exact else "WSR betting"
+    test = EXACT if exact else BETTING
     points: list[CurvePoint] = []
     unbroken = True
-    for threshold in grid:
+    for threshold in grid if len(rows) else ():
         point = _measure(rows, float(threshold), target, exact=exact, unbroken=unbroken)
         unbroken = point.passed
         points.append(point)
@@ -206,7 +208,7 @@ def _certificate(
 def _refusal(
     points: list[CurvePoint], target: Target, *, n: int, test: str, any_passed: bool, all_strong: float
 ) -> NotCertified:
-    needed = rows_needed(points, target, n=n, all_strong=all_strong)
+    needed = rows_needed(points, target, n=n, all_strong=all_strong, exact=test == EXACT)
     if any_passed:
         reason = "every certified threshold escalates so much that the cascade costs more than the strong tier alone"
     else:
@@ -222,18 +224,35 @@ def _refusal(
     )
 
 
-def rows_needed(points: list[CurvePoint], target: Target, *, n: int, all_strong: float) -> int | None:
+def rows_needed(
+    points: list[CurvePoint], target: Target, *, n: int, all_strong: float, exact: bool
+) -> int | None:
     """Calibration rows that would about suffice for the easiest saving threshold; None when none would.
 
-    The normal approximation 2 ln(1/delta) q / (eps - gap)^2 with discordance q, and never below the
-    number that zero losses need, ln(1/delta) / -ln(1 - eps).
+    Never below what zero losses need, ln(1/delta) / -ln(1 - eps), and never a number that has just failed.
     """
     least = math.ceil(math.log(1 / target.delta) / -math.log(1 - target.eps))
-    saving = [p for p in points if p.cost < all_strong and p.gap < target.eps]
-    guesses = [
-        2 * math.log(1 / target.delta) * ((p.worse + p.better) / n) / (target.eps - p.gap) ** 2 for p in saving if n
-    ]
-    return max(least, math.ceil(min(guesses))) if guesses else None if n else least
+    guesses = [_rows_for(point, target, n=n, exact=exact) for point in points if point.cost < all_strong]
+    finite = [guess for guess in guesses if math.isfinite(guess)]
+    if finite:
+        return max(least, n + 1, math.ceil(min(finite)))
+    return least if n < least else None
+
+
+def _rows_for(point: CurvePoint, target: Target, *, n: int, exact: bool) -> float:
+    """Rows after which this threshold would pass, were its rates the true ones; inf when they are too bad.
+
+    Chernoff's bound for the binomial test, which sees only rows made worse; else the normal approximation
+    2 ln(1/delta) q / (allowed - gap)^2 with discordance q.
+    """
+    doubt = math.log(1 / target.delta)
+    if exact:
+        rate = point.worse / n
+        divergence = special.rel_entr(rate, target.eps) + special.rel_entr(1 - rate, 1 - target.eps)
+        return doubt / float(divergence) if rate < target.eps else math.inf
+    strong = point.quality + point.gap
+    spare = strong - target.floor(strong) - point.gap
+    return 2 * doubt * ((point.worse + point.better) / n) / spare**2 if spare > 0 else math.inf
 
 
 def promise(target: Target, *, n: int) -> str:

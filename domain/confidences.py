@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,9 +26,10 @@ class Token:
 def label_logprobs(tokens: Sequence[Token], fields: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """Log-probabilities over the allowed values of each closed field, renormalised.
 
-    The token that holds the first character of a value decides; an alternative counts for the labels
-    it can still become, in equal shares. Alignment is by character offset, so a token that carries the
-    opening quote or the colon as well is read right. A field that the text does not reach is left out.
+    A value is followed token by token for as long as several labels share what is written so far; an
+    alternative counts for the labels it can still become, in equal shares. Alignment is by character offset,
+    so a token that carries the opening quote or the colon as well is read right. A field that the text does
+    not reach, or whose alternatives fit no label, is left out.
     """
     text = "".join(token.text for token in tokens)
     found: dict[str, dict[str, float]] = {}
@@ -38,40 +40,50 @@ def label_logprobs(tokens: Sequence[Token], fields: Mapping[str, Sequence[str]])
     return found
 
 
+_LEXEME = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
+_TO_VALUE = re.compile(r'\s*:\s*"(?=.)', re.DOTALL)
+
+
 def _value_start(text: str, field: str) -> int | None:
-    """Offset of the first character inside the string value of a top-level key."""
-    key = json.dumps(field, ensure_ascii=False)
-    at = text.find(key)
-    if at < 0:
-        return None
-    rest = text[at + len(key) :]
-    after_colon = rest.lstrip()
-    if not after_colon.startswith(":"):
-        return None
-    value = after_colon[1:].lstrip()
-    return len(text) - len(value) + 1 if value.startswith('"') and len(value) > 1 else None
+    """Offset of the first character inside the string value of a top-level key; what rows quote is no key."""
+    spellings = (json.dumps(field, ensure_ascii=False), json.dumps(field))
+    depth = 0
+    for lexeme in _LEXEME.finditer(text):
+        if lexeme[0] in spellings and depth == 1 and (value := _TO_VALUE.match(text, lexeme.end())):
+            return value.end()
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(lexeme[0], 0)
+    return None
 
 
 def _chances(tokens: Sequence[Token], start: int, labels: Sequence[str]) -> dict[str, float]:
-    begin = 0
-    for token in tokens:
-        if begin <= start < begin + len(token.text):
-            return _spread(token, token.text[: start - begin], labels)
-        begin += len(token.text)
-    return {}
-
-
-def _spread(token: Token, prefix: str, labels: Sequence[str]) -> dict[str, float]:
+    spelt = {label: json.dumps(label, ensure_ascii=False)[1:] for label in labels}  # the closing quote included
     mass = dict.fromkeys(labels, 0.0)
-    for alternative, logprob in token.alternatives.items():
-        if not alternative.startswith(prefix):
+    written, reached, begin = "", 1.0, 0
+    heirs = list(labels)
+    for token in tokens:
+        before = token.text[: max(start - begin, 0)]
+        begin += len(token.text)
+        if before == token.text or len(heirs) < 2:
             continue
-        piece = alternative[len(prefix) :].split('"')[0]
-        heirs = [label for label in labels if piece and label.startswith(piece)]
-        for heir in heirs:
-            mass[heir] += math.exp(logprob) / len(heirs)
+        for text, logprob in token.alternatives.items():
+            others = _heirs(text, before, written, spelt) if text != token.text else []
+            for label in others:
+                mass[label] += reached * math.exp(logprob) / len(others)
+        heirs = _heirs(token.text, before, written, spelt)
+        reached *= math.exp(token.alternatives.get(token.text, -math.inf))
+        written += token.text[len(before) :]
+    for label in heirs if written else []:
+        mass[label] += reached / len(heirs)
     total = sum(max(m, FLOOR) for m in mass.values())
-    return {label: math.log(max(m, FLOOR) / total) for label, m in mass.items()}
+    return {label: math.log(max(m, FLOOR) / total) for label, m in mass.items()} if any(mass.values()) else {}
+
+
+def _heirs(text: str, before: str, written: str, spelt: Mapping[str, str]) -> list[str]:
+    """The labels that a value can still become once a token of this text follows what is written of it."""
+    if not text.startswith(before) or text == before:
+        return []
+    value = written + text[len(before) :]
+    return [label for label, end in spelt.items() if end.startswith(value) or value.startswith(end)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,14 @@
 """Records, their identity, and the split a record falls into."""
 
+import math
+import re
+import reprlib
 from dataclasses import dataclass
 from enum import StrEnum
 
 from pydantic import JsonValue
 
-from domain.canonical import digest, share
+from domain.canonical import canonical, digest, share
 from domain.errors import Place
 from domain.workloads import Dataset, Splits
 
@@ -17,6 +20,10 @@ class Split(StrEnum):
     CALIBRATION = "calibration"
     TEST = "test"
     INCOMING = "incoming"
+
+
+JUDGED = (Split.CALIBRATION, Split.TEST)
+"""The rows that both tiers answer while a bundle is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,13 @@ class BadRow:
 
 RawRow = dict[str, JsonValue]
 
+DEEPEST = 100
+"""Levels of lists and objects in one value; far below what Python's own recursion stands."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 160
+
 
 def split_of(record_id: str, splits: Splits) -> Split:
     """The split of a labelled row by hash of its id: adding rows moves no row."""
@@ -64,36 +78,51 @@ def read_record(raw: RawRow, place: Place, *, dataset: Dataset, labelled: bool) 
     """Turn one parsed row into a Record, or say what is wrong with it."""
     wanted = [dataset.id, *dataset.inputs, *(dataset.gold.values() if labelled else ())]
     for column in wanted:
-        problem = _problem(raw.get(column), present=column in raw)
-        if problem:
-            return BadRow(Place(place.file, place.line, field=column), problem, _excerpt(raw))
-    inputs = {column: raw[column] for column in dataset.inputs}
-    for column, value in inputs.items():
-        size = len(str(value).encode())
-        if size > dataset.max_row_bytes:
-            reason = f"is {size:,} bytes long; the limit is {dataset.max_row_bytes:,} (dataset.max_row_bytes)"
-            return BadRow(Place(place.file, place.line, field=column), reason, _excerpt(raw))
+        problem = _problem(raw[column]) if column in raw else "is missing"
+        if problem is None and column == dataset.id and isinstance(raw[column], bool | list | dict):
+            problem = f"names the row, so it must be text or a number, not a {type(raw[column]).__name__}"
+        if problem is not None:
+            return BadRow(Place(place.file, place.line, field=column), problem, excerpt(raw))
+    sizes = {column: len(canonical(raw[column])) for column in wanted}
+    if (size := sum(sizes.values())) > dataset.max_row_bytes:
+        longest = max(sizes, key=sizes.__getitem__)
+        reason = f"makes the row {size:,} bytes long; the limit is {dataset.max_row_bytes:,} (dataset.max_row_bytes)"
+        return BadRow(Place(place.file, place.line, field=longest), reason, excerpt(raw))
     record_id = str(raw[dataset.id])
+    inputs = {column: raw[column] for column in dataset.inputs}
     gold = {field: raw[column] for field, column in dataset.gold.items()} if labelled else None
     split = split_of(record_id, dataset.splits) if labelled else Split.INCOMING
     return Record(record_id=record_id, inputs=inputs, gold=gold, split=split, place=place)
 
 
-def _problem(value: JsonValue, *, present: bool) -> str | None:
-    if not present:
-        return "is missing"
+def _problem(value: JsonValue) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return "is empty"
-    if isinstance(value, str):
-        if "\0" in value:
-            return "holds a NUL character"
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            return "holds half of a surrogate pair"
+    inside: list[tuple[JsonValue, int]] = [(value, 1)]
+    while inside:  # a loop: what is nested deep enough breaks everything that recurses, json included
+        part, depth = inside.pop()
+        if depth > DEEPEST:
+            return f"is nested more than {DEEPEST} deep"
+        if isinstance(part, dict):
+            inside += [(item, depth + 1) for pair in part.items() for item in pair]
+        elif isinstance(part, list):
+            inside += [(item, depth + 1) for item in part]
+        elif isinstance(part, float) and not math.isfinite(part):
+            return f"holds {part}, which is no number in JSON"
+        elif isinstance(part, str) and (problem := _unstorable(part)):
+            return problem
     return None
 
 
-def _excerpt(raw: RawRow) -> str:
-    return repr(raw)[:200]
+def _unstorable(text: str) -> str | None:
+    if "\0" in text:
+        return "holds a NUL character"
+    return "holds half of a surrogate pair" if _SURROGATE.search(text) else None
+
+
+def excerpt(raw: object) -> str:
+    """The beginning of anything bad, printable and short whatever it is."""
+    return _SHORT.repr(raw)[:200]
 
 
 def version_hash(records: list[Record], bad: list[BadRow]) -> str:

@@ -1,5 +1,6 @@
 """Prompt versions: plain JSON from which exact chat messages are rendered, here and nowhere else."""
 
+import json
 from typing import TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -61,7 +62,9 @@ class PromptVersion(BaseModel):
         return "\n".join(f"{_title(field)}: {_plain(inputs[field])}" for field in self.input_fields)
 
     def _answer(self, output: dict[str, JsonValue]) -> str:
-        return canonical({field: output[field] for field in self.output_fields if field in output}).decode()
+        # In the schema's order, in which the model must write: canonical JSON would sort the fields.
+        answer = {field: output[field] for field in self.output_fields if field in output}
+        return json.dumps(answer, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def baseline(instructions: str, *, input_fields: tuple[str, ...], schema: OutputSchema) -> PromptVersion:

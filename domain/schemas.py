@@ -37,9 +37,10 @@ def closed_fields(schema: Mapping[str, JsonValue]) -> dict[str, tuple[str, ...]]
     properties, definitions = schema.get("properties"), schema.get("$defs")
     found: dict[str, tuple[str, ...]] = {}
     for field, declared in (properties if isinstance(properties, dict) else {}).items():
-        if isinstance(declared, dict) and isinstance(reference := declared.get("$ref"), str):
-            declared = definitions.get(reference.rsplit("/", 1)[-1]) if isinstance(definitions, dict) else None
-        values = declared.get("enum") if isinstance(declared, dict) else None
+        kind = declared
+        if isinstance(kind, dict) and isinstance(reference := kind.get("$ref"), str):
+            kind = definitions.get(reference.rsplit("/", 1)[-1]) if isinstance(definitions, dict) else None
+        values = kind.get("enum") if isinstance(kind, dict) else None
         if isinstance(values, list) and values and all(isinstance(v, str) for v in values):
             found[field] = tuple(v for v in values if isinstance(v, str))
     return found

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from pydantic import JsonValue
@@ -51,18 +52,18 @@ class Estimate:
 
 
 def estimate(values: FloatArray) -> Estimate:
-    """Mean and interval: Wilson for 0/1 values, Student's t clipped to the values' range otherwise."""
+    """Mean and interval: Wilson for 0/1 values, Student's t clipped to [0, 1] otherwise."""
     n = len(values)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     mean = float(values.mean())
     if np.isin(values, (0.0, 1.0)).all():
-        low, high = stats.binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson")
-        return Estimate(mean, float(low), float(high), n)
+        interval = cast(tuple[float, float], stats.binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson"))
+        return Estimate(mean, float(interval[0]), float(interval[1]), n)
     if n == 1:
-        return Estimate(mean, float("nan"), float("nan"), 1)
+        return Estimate(mean, 0.0, 1.0, 1)
     half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - half, mean + half, n)
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n)
 
 
 def mcnemar(before: FloatArray, after: FloatArray) -> float:

@@ -49,8 +49,10 @@ def verdict_line(verdict: Certificate | NotCertified) -> str:
             f"quality is at most {verdict.eps:g} with probability {sure:g} (n = {verdict.n}, {verdict.test}, "
             f"p = {verdict.p_value:.3g})."
         )
-    needed = f"about {verdict.rows_needed:,} calibration rows would be needed" if verdict.rows_needed else (
-        "more rows would not help: no saving threshold comes within the allowed loss"
+    needed = (
+        f"about {verdict.rows_needed:,} calibration rows would be needed"
+        if verdict.rows_needed
+        else ("more rows would not help: no saving threshold comes within the allowed loss")
     )
     return f"Not certified: {verdict.reason}. All rows go to the strong tier; {needed} (there are {verdict.n})."
 

@@ -102,7 +102,7 @@ class Optimizer(_Written):
     candidates: int = Field(default=4, ge=1, le=64, description="Candidate prompts beside the baseline.")
     max_bootstrapped_demos: int = Field(default=2, ge=0, description="Demos the model answered rightly itself.")
     validation_rows: int = Field(default=60, ge=2, description="Rows each candidate is scored on.")
-    threads: int = Field(default=8, ge=1, description="Calls under way at once.")
+    threads: int = Field(default=16, ge=1, description="Calls under way at once.")
     seed: int = 0
 
 
@@ -113,6 +113,10 @@ class Target(_Written):
     eps: Fraction = Field(default=0.05, description="Largest loss against all-strong (relative: share of it).")
     delta: Fraction = Field(default=0.10, description="Chance that the promise fails over the draw of the rows.")
     min_valid: float = Field(default=0.98, ge=0, le=1, description="Gate: share of rows with a valid answer.")
+
+    def floor(self, strong: float) -> float:
+        """The lowest quality allowed beside a strong tier of this quality."""
+        return strong - self.eps if self.kind == "absolute" else strong * (1 - self.eps)
 
 
 class Judge(_Written):

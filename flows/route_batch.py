@@ -19,9 +19,7 @@ from tasks.validating import validate_chunk
     on_crashed=[note_failure],
     on_cancellation=[note_failure],
 )
-def route_batch(
-    workload: str = "support-triage", uri: str | None = None, max_rows: int | None = None
-) -> BundleRef:
+def route_batch(workload: str = "support-triage", uri: str | None = None, max_rows: int | None = None) -> BundleRef:
     """Answer a batch of rows with the workload's champion bundle.
 
     Args:

@@ -102,8 +102,8 @@ def _autologging() -> Generator[list[BaseCallback]]:
     """Switch MLflow's DSPy autologging on, and off again at the end; yields the callbacks to compile with."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # while this is imported, MLflow warns of its own type hints
-        from mlflow.dspy import autolog  # noqa: PLC0415 - for the filter above
-        from mlflow.dspy.callback import MlflowCallback  # noqa: PLC0415
+        from mlflow.dspy import autolog
+        from mlflow.dspy.callback import MlflowCallback
 
     usage_was_tracked = bool(dspy.settings.track_usage)
     others: list[Any] = [c for c in dspy.settings.callbacks or [] if not isinstance(c, MlflowCallback)]

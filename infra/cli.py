@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from infra import stack, startup, terminal
 from infra.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 WorkloadName = Annotated[str, typer.Argument(help="A name below the workloads folder, or a path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
@@ -120,13 +120,13 @@ def run(
 
 
 @contextmanager
-def _stage(name: str) -> Iterator[None]:
+def _stage(name: str) -> Generator[None]:
     console.print(f"[bold]{name}[/]")
     yield
 
 
 @contextmanager
-def _ctrl_c(settings: Settings, *, stop_stack: bool) -> Iterator[None]:
+def _ctrl_c(settings: Settings, *, stop_stack: bool) -> Generator[None]:
     """Ctrl-C ends what we began: the run is cancelled by who started it, the stack is stopped by who started it."""
     try:
         yield

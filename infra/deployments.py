@@ -57,7 +57,7 @@ def _has_deployments() -> bool:
 def _prefect(*arguments: str) -> None:
     command = [sys.executable, "-m", "prefect", *arguments]
     environment = {**os.environ, "HEADRACE_ROOT": str(ROOT), "PREFECT_CLI_PROMPT": "false", "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603 - our own interpreter, fixed arguments
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         raise PrefectError(f"`prefect {' '.join(arguments)}` failed: {said[-1] if said else done.returncode}")

@@ -53,7 +53,7 @@ def cost_quality_curve(
         axes.plot(chosen.cost * _ROWS, chosen.quality, "D", color=_GREEN, ms=11, mec="white", zorder=5, label=label)
         subtitle = _summary(chosen, strong)
     axes.set_title(f"{title}\n", loc="left", fontweight="bold", fontsize=12)
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=10, color=_BLACK)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=10, color=_BLACK, in_layout=False)
     axes.set_xlabel("Cost (USD per 1,000 rows)")
     axes.set_ylabel("Quality (mean of the workload's metric)")
     axes.grid(color="#DDDDDD", lw=0.6)
@@ -84,7 +84,5 @@ def _draw_points(axes: Axes, ordered: Sequence[CurvePoint]) -> None:
 
 def _summary(chosen: CurvePoint, strong: Anchor) -> str:
     difference = f"{chosen.quality - strong.quality:+.3f}".replace("-", "\N{MINUS SIGN}")
-    saved = (
-        f"{1 - chosen.cost / strong.cost:.0%} cheaper than the strong tier alone" if strong.cost > 0 else "no saving"
-    )
-    return f"{chosen.kept:.0%} of the rows kept by the cheap tier; {saved}; quality {difference} against it"
+    saved = f"{1 - chosen.cost / strong.cost:.0%} cheaper" if strong.cost > 0 else "no saving"
+    return f"{chosen.kept:.0%} of the rows kept; against the strong tier alone: {saved}, quality {difference}"

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -75,9 +75,8 @@ class _Board:
                 self._tasks[stage.stage],
                 completed=stage.done,
                 total=stage.total,
-                facts=f"{stage.done}/{stage.total} {stage.unit}  {facts(stage)}" + (
-                    f"  ${usd:.4f}" if stage is stages[-1] else ""
-                ),
+                facts=f"{stage.done}/{stage.total} {stage.unit}  {facts(stage)}"
+                + (f"  ${usd:.4f}" if stage is stages[-1] else ""),
             )
 
 
@@ -91,7 +90,7 @@ def facts(stage: StageProgress) -> str:
 
 
 @contextmanager
-def _board(console: Console, *, live: bool) -> Iterator[_Board]:
+def _board(console: Console, *, live: bool) -> Generator[_Board]:
     if not live:
         yield _Board(console, None)
         return

@@ -34,7 +34,7 @@ def main(launch_file: str) -> None:
         os.setgroups([])
         os.setgid(launch["uid"])
         os.setuid(launch["uid"])
-    os.execv(launch["argv"][0], launch["argv"])
+    os.execv(launch["argv"][0], launch["argv"])  # noqa: S606 - it becomes the service, no shell wanted
 
 
 if __name__ == "__main__":

@@ -59,9 +59,7 @@ class Progress:
         if force or now - self._said >= LEDGER_EVERY_S:
             self._said = now
             with transaction() as db:
-                runs.save_progress(
-                    db, self._run_id, self._stage, done=self._done, total=self._total, unit=self._unit
-                )
+                runs.save_progress(db, self._run_id, self._stage, done=self._done, total=self._total, unit=self._unit)
         if force or now - self._shown >= ARTIFACT_EVERY_S:
             self._shown = now
             self._show()

@@ -51,10 +51,10 @@ def _refuse_wide_encodings(start: bytes, name: str) -> None:
 
 
 def _read_jsonl(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
-    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
+    for number, read in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
         if number == 1:
-            _refuse_wide_encodings(line, name)
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            _refuse_wide_encodings(read, name)
+        line = read.removeprefix(b"\xef\xbb\xbf") if number == 1 else read
         if not line.strip():
             continue
         place = Place(name, number)

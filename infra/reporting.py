@@ -45,9 +45,7 @@ def links(run_id: str, *, tracking_id: str, workload: str) -> dict[str, str]:
     }
 
 
-def summarise(
-    run: RunRecord, *, rows: Conservation, spent: list[Spending], quarantine: list[StoredQuarantine]
-) -> None:
+def summarise(run: RunRecord, *, rows: Conservation, spent: list[Spending], quarantine: list[StoredQuarantine]) -> None:
     """Leave a markdown summary, a table of the quarantine and links in Prefect."""
     create_markdown_artifact(
         key=f"summary-{run.workload}",
@@ -77,7 +75,10 @@ def markdown(run: RunRecord, *, rows: Conservation, spent: list[Spending]) -> st
         "",
     ]
     if "test" in run.summary:
-        lines += ["| tier | quality | 95 % interval | n | tokens per 1,000 rows | USD per 1,000 rows |", "|---|---|---|---|---|---|"]
+        lines += [
+            "| tier | quality | 95 % interval | n | tokens per 1,000 rows | USD per 1,000 rows |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += ["| " + " | ".join(line) + " |" for line in summaries.table(run.summary)]
         lines += ["", summaries.verdict_line(verdict_of(run.summary)), ""]
     lines += [f"- [{name}]({url})" for name, url in run.links.items()]

@@ -124,12 +124,15 @@ def _tuning(console: Console, run: RunRecord) -> None:
     console.print(f"  {escape(summaries.verdict_line(verdict_of(run.summary)))}")
     if "promoted" in run.summary:
         why = "; ".join(run.summary["gate"])
-        console.print(f"  {'champion' if run.summary['promoted'] else f'challenger only: {escape(why)}'}"
-                      f"   bundle {(run.bundle_hash or '')[:12]}")
+        console.print(
+            f"  {'champion' if run.summary['promoted'] else f'challenger only: {escape(why)}'}"
+            f"   bundle {(run.bundle_hash or '')[:12]}"
+        )
 
 
 def _routing(console: Console, figures: dict[str, Any]) -> None:
-    line = f"  answered {figures['answered']}   kept on cheap {figures['kept_on_cheap']}   escalated {figures['escalated']}"
+    line = f"  answered {figures['answered']}   kept on cheap {figures['kept_on_cheap']}"
+    line += f"   escalated {figures['escalated']}"
     line += f"   ${figures['usd_per_1000']:.4f} per 1,000 rows"
     if "saving" in figures:
         line += f"   all-strong ${figures['usd_per_1000_all_strong']:.4f}, saved {figures['saving']:.1%}"
@@ -178,10 +181,12 @@ def _said(tokens: Reconciliation) -> str:
 def closing_words(console: Console, workload: str) -> None:
     """What the figures mean, and what to do next."""
     console.print(
-        "\nThe demo models (135M and 270M parameters) show the plumbing, not the quality to expect. For yours, two lines\n"
-        "a tier in workload.yaml:   model: <served name>   base_urls: \\[http://your-vllm:8000/v1]   (any OpenAI-compatible server)"
+        "\nThe demo models (135M and 270M parameters) show the plumbing, not the quality to expect. Your own\n"
+        "vLLM or any OpenAI-compatible server takes two lines a tier in workload.yaml:\n"
+        "    model: <served name>\n"
+        "    base_urls: \\[http://your-server:8000/v1]"
     )
     console.print(
-        f"\n[bold]next[/]   headrace show last --quarantined   ·   headrace doctor   ·   edit the workload, headrace run {workload}"
-        "   ·   headrace down"
+        "\n[bold]next[/]   headrace show last --quarantined   ·   headrace doctor   ·   "
+        f"edit the workload, headrace run {workload}   ·   headrace down"
     )

@@ -75,7 +75,7 @@ class Surroundings:
     settings: Settings
     supervisor: Supervisor
     ports: services.Ports
-    events: "queue.Queue[Event]" = field(default_factory=lambda: queue.Queue[Event]())
+    events: "queue.Queue[Event]" = field(default_factory=queue.Queue[Event])
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 

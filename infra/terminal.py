@@ -1,7 +1,7 @@
 """How things look in the terminal: services, failures, the banner."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -30,12 +30,15 @@ def failure(error: HeadraceError) -> str:
     """An error as cause, log and fix, a line each."""
     lines = [f"[bold red]failed[/]  {escape(error.message)}"]
     if isinstance(error, StackError):
-        lines = [f"[bold red]failed[/]  {escape(error.service)}: {escape(error.cause)}", f"log     {escape(str(error.log))}"]
+        lines = [
+            f"[bold red]failed[/]  {escape(error.service)}: {escape(error.cause)}",
+            f"log     {escape(str(error.log))}",
+        ]
     return "\n".join([*lines, f"fix     {escape(error.fix)}"])
 
 
 @contextmanager
-def service_board(console: Console) -> Iterator[Callable[[ServiceState], None]]:
+def service_board(console: Console) -> Generator[Callable[[ServiceState], None]]:
     """Print each service once when it begins and once when it is healthy or failed."""
     last: dict[str, str] = {}
 

@@ -267,9 +267,7 @@ def _source(uri: str) -> tuple[str, dict[str, str]]:
 def _commit_tag() -> dict[str, str]:
     command = ["git", "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(  # noqa: S603 - fixed words, no shell
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
-        )
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": done.stdout.strip()}

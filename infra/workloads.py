@@ -79,9 +79,9 @@ def load_workload(folder: Path) -> LoadedWorkload:
     """Read and validate `workload.yaml` in a folder; raises WorkloadError naming line and column."""
     file = folder / FILE
     try:
-        parsed = cast(Any, YAML(typ="rt").load(file.read_text(encoding="utf-8")))  # pyright: ignore[reportUnknownMemberType]
+        parsed: Any = YAML(typ="rt").load(file.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
-        mark = error.problem_mark
+        mark = cast(Any, error.problem_mark)  # pyright: ignore[reportUnknownMemberType]
         place = Place(str(file), mark.line + 1, mark.column + 1) if mark else Place(str(file))
         raise WorkloadError(place, f"this is not YAML: {error.problem}") from error
     except UnicodeDecodeError as error:
@@ -106,15 +106,17 @@ def _plain(value: Any) -> Any:
 def _position(parsed: Any, path: Sequence[str | int]) -> tuple[int, int]:
     """1-based line and column of the deepest part of a path that stands in the file."""
     line, column = 0, 0
+    here: Any = parsed
     for part in path:
-        position = getattr(parsed, "lc", None)
+        position = getattr(here, "lc", None)
         if position is None:
             break
         try:
-            line, column = position.key(part) if isinstance(parsed, CommentedMap) else position.item(part)
+            found: Any = position.key(part) if hasattr(here, "keys") else position.item(part)
+            line, column = found
         except (KeyError, TypeError, IndexError):
             break
-        parsed = parsed[part]
+        here = here[part]
     return line + 1, column + 1
 
 

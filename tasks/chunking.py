@@ -1,7 +1,7 @@
 """Chunks: which rows a task run works on, and the deployment that answers them."""
 
 from domain.bundles import keeps
-from domain.datasets import Split
+from domain.datasets import JUDGED, Split
 from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, datasets
@@ -10,8 +10,6 @@ from infra.rows import Deployment
 from infra.settings import load_settings
 from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef
 from tasks.running import bundled_deployment, compiled_deployment, load_for
-
-JUDGED = (Split.CALIBRATION, Split.TEST)
 
 
 def plan_chunks(total: int, tier: TierName) -> list[ChunkRef]:

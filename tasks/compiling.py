@@ -148,7 +148,7 @@ def _gain(compiled: CompiledPrompt) -> str:
     """What the optimiser gained, in one sentence."""
     report = compiled.report
     return (
-        f"held-out {report['baseline']:.3f} before, {report['best']:.3f} by the best candidate of {report['optimizer']}; "
+        f"held-out {report['baseline']:.3f} before, {report['best']:.3f} by the best of {report['optimizer']}; "
         f"{'compiled' if report['improved'] else 'baseline'} prompt with {len(compiled.prompt.demos)} demos. "
         f"{report['note']}"
     )

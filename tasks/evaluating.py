@@ -5,7 +5,7 @@ import asyncio
 from prefect import task
 
 from domain.canonical import canonical
-from domain.datasets import Split
+from domain.datasets import JUDGED, Split
 from domain.ledgers import Stage
 from domain.requests import Completion, Request
 from domain.workloads import TierName
@@ -21,7 +21,6 @@ from infra.llm.ledgered import Call, open_ledgered
 from infra.progress import Progress
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload
-from tasks.chunking import JUDGED
 from tasks.references import ChunkRef, DatasetRef, PromptRef, RunRef, ScoredRef
 from tasks.running import is_retryable, load_for, step
 
@@ -97,9 +96,7 @@ async def _judge(
         async def ask(request: Request) -> Completion:
             return await ledgered.ask(Call(request, tier), stage=Stage.JUDGE)
 
-        opinions = await judge(
-            asked, question=options.question, tier=judging, ask=ask, concurrency=settings.in_flight
-        )
+        opinions = await judge(asked, question=options.question, tier=judging, ask=ask, concurrency=settings.in_flight)
     return [
         StoredScore(o.record_key, tier, "llm_judge", o.value, o.label, o.explanation)
         for o in opinions

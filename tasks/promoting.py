@@ -9,9 +9,9 @@ from domain.workloads import TierName
 from infra import registry, tracking
 from infra.db.session import transaction
 from infra.db.store import bundles, runs
+from infra.pairs import load_pairs
 from tasks.references import BundleRef, DatasetRef, RunRef, TunedRef
 from tasks.running import is_retryable, load_for, step
-from tasks.tuning import load_rows
 
 
 @task(retry_condition_fn=is_retryable)
@@ -20,7 +20,7 @@ def promote_bundle(run: RunRef, data: DatasetRef, tuned: TunedRef) -> BundleRef:
     workload = load_for(run).workload
     with transaction() as db:
         bundle = bundles.load_bundle(db, tuned.bundle_hash)
-    test = [row for row in load_rows(run, data, workload.metric) if row.split is Split.TEST]
+    test = [row for row in load_pairs(run.run_id, data.version, workload.metric) if row.split is Split.TEST]
     verdict = gate(bundle.certificate, figures_of(test, bundle.threshold), workload.target)
     aliases = ["challenger", "champion"] if verdict.passed else ["challenger"]
     with transaction() as db:

@@ -1,11 +1,11 @@
 """Beginning and ending a run, and what every step needs of it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import State, task
-from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.runtime import flow_run as current_flow_run
 
 from domain.bundles import Bundle
@@ -88,7 +88,8 @@ def end_run(run_id: str, *, state: str) -> None:
 
 def note_failure(flow: object, flow_run: FlowRun, state: State) -> None:
     """State hook: a run that failed, crashed or was cancelled says so in the ledger."""
-    end_run(str(flow_run.id), state=(state.name or "failed").lower())
+    ended = {StateType.CANCELLING: "cancelled", StateType.CANCELLED: "cancelled", StateType.CRASHED: "crashed"}
+    end_run(str(flow_run.id), state=ended.get(state.type, "failed"))
 
 
 def load_for(run: RunRef) -> LoadedWorkload:
@@ -131,7 +132,7 @@ def bundled_deployment(bundle: Bundle, name: TierName, schema: OutputSchema) -> 
 
 
 @contextmanager
-def step(run: RunRef, name: str) -> Iterator[str]:
+def step(run: RunRef, name: str) -> Generator[str]:
     """The nested MLflow run of a step; it fails with what fails inside."""
     step_id = tracking.open_step(run.tracking_id, name)
     try:

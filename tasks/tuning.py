@@ -5,15 +5,16 @@ from prefect import get_run_logger, task
 from domain.bundles import Bundle, BundledTier, Lineage
 from domain.certificates import Certificate, NotCertified, Tuned, grid_of, tune
 from domain.datasets import Split
-from domain.figures import Row, paired_rows, figures_of
+from domain.figures import figures_of, paired_rows
 from domain.outcomes import settle_row
 from domain.summaries import figure_metrics, tuning_summary, verdict_line
-from domain.workloads import TierName
+from domain.workloads import Target, TierName
 from infra import tracking
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, datasets, runs
+from infra.db.store import answers, bundles, runs
 from infra.figures import Anchor, cost_quality_curve
-from tasks.chunking import JUDGED, deployment_of
+from infra.pairs import load_pairs
+from tasks.chunking import deployment_of
 from tasks.references import DatasetRef, PromptRef, RunRef, ScoredRef, TunedRef
 from tasks.running import is_retryable, load_for, step
 
@@ -22,7 +23,7 @@ from tasks.running import is_retryable, load_for, step
 def tune_router(run: RunRef, data: DatasetRef, prompts: list[PromptRef], _scored: list[ScoredRef]) -> TunedRef:
     """Choose the threshold on the calibration rows, look at it on the test rows, and make the bundle."""
     workload = load_for(run).workload
-    rows = load_rows(run, data, workload.metric)
+    rows = load_pairs(run.run_id, data.version, workload.metric)
     calibration = paired_rows([row for row in rows if row.split is Split.CALIBRATION])
     tuned = tune(calibration, workload.target, grid=grid_of(calibration.confidence))
     threshold = tuned.verdict.threshold if isinstance(tuned.verdict, Certificate) else None
@@ -32,29 +33,11 @@ def tune_router(run: RunRef, data: DatasetRef, prompts: list[PromptRef], _scored
         bundles.save_bundle(db, bundle, run_id=run.run_id)
         runs.change_run(db, run.run_id, bundle_hash=bundle.hash)
         runs.add_summary(db, run.run_id, tuning_summary(tuned, figures))
-        answers.save_settled(db, run.run_id, data.version, [settle_row(row.key, row.cheap, row.strong, threshold) for row in rows])
-    _track(run, tuned, threshold, figure_metrics(figures), workload.target.eps)
+        settled = [settle_row(row.key, row.cheap, row.strong, threshold) for row in rows]
+        answers.save_settled(db, run.run_id, data.version, settled)
+    _track(run, tuned, threshold, figure_metrics(figures), workload.target)
     get_run_logger().info(verdict_line(tuned.verdict))
     return TunedRef(bundle_hash=bundle.hash, certified=threshold is not None)
-
-
-def load_rows(run: RunRef, data: DatasetRef, metric: str) -> list[Row]:
-    """Every calibration and test row with both tiers' answers and scores."""
-    with transaction() as db:
-        records = datasets.load_records(db, data.version, *JUDGED)
-        given = {tier: answers.load_answers(db, run.run_id, tier) for tier in TierName}
-        scores = {tier: answers.load_scores(db, run.run_id, tier, metric) for tier in TierName}
-    return [
-        Row(
-            key=record.key,
-            split=record.record.split,
-            cheap=given[TierName.CHEAP][record.key].as_tier_answer(),
-            strong=given[TierName.STRONG][record.key].as_tier_answer(),
-            cheap_quality=scores[TierName.CHEAP][record.key],
-            strong_quality=scores[TierName.STRONG][record.key],
-        )
-        for record in records
-    ]
 
 
 def _bundle(
@@ -66,9 +49,7 @@ def _bundle(
 ) -> Bundle:
     loaded = load_for(run)
     deployed = {prompt.tier: deployment_of(run, prompt, prompt.tier) for prompt in prompts}
-    tiers = {
-        name: BundledTier(tier=d.tier, prompt=d.prompt, prior=dict(d.prior.means)) for name, d in deployed.items()
-    }
+    tiers = {name: BundledTier(tier=d.tier, prompt=d.prompt, prior=dict(d.prior.means)) for name, d in deployed.items()}
     return Bundle(
         workload=run.workload,
         cheap=tiers[TierName.CHEAP],
@@ -84,14 +65,14 @@ def _bundle(
     )
 
 
-def _track(run: RunRef, tuned: Tuned, threshold: float | None, metrics: dict[str, float], eps: float) -> None:
+def _track(run: RunRef, tuned: Tuned, threshold: float | None, metrics: dict[str, float], target: Target) -> None:
     """The curve goes to MLflow as figure and as JSON, the figures as metrics."""
     png = cost_quality_curve(
         tuned.curve,
         threshold=threshold,
         cheap=Anchor(tuned.cheap.quality, tuned.cheap.cost),
         strong=Anchor(tuned.strong.quality, tuned.strong.cost),
-        floor=tuned.strong.quality - eps,
+        floor=target.floor(tuned.strong.quality),
         title=f"{run.workload}: cost and quality of the cascade",
     )
     with step(run, "tune") as step_id:

@@ -1,6 +1,6 @@
 """The one engine, and sessions on it; schema upgrades by Alembic."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -44,7 +44,7 @@ def engine_for(url: str) -> Engine:
 
 
 @contextmanager
-def transaction() -> Iterator[Session]:
+def transaction() -> Generator[Session]:
     """A session whose work is committed as a whole at the end, or not at all; raises StoreError."""
     factory = sessionmaker(engine_for(database_url()), expire_on_commit=False)
     try:

@@ -1,7 +1,7 @@
 """The tables: one ledger in Postgres. Every table has a natural key, so that writing twice is harmless."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, func
 from sqlalchemy.dialects.postgresql import JSONB
@@ -13,7 +13,7 @@ Json = dict[str, Any]
 class Base(DeclarativeBase):
     """Root of the tables."""
 
-    type_annotation_map = {Json: JSONB(none_as_null=True), datetime: DateTime(timezone=True)}
+    type_annotation_map: ClassVar = {Json: JSONB(none_as_null=True), datetime: DateTime(timezone=True)}
 
 
 def _created() -> Mapped[datetime]:

@@ -21,6 +21,9 @@ from infra.llm.wire import Garbled, read_completion
 RETRY_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 MAX_TRIES = 5
 LONGEST_PAUSE_S = 20.0
+LONGEST_ANSWER = 32 * 1024 * 1024
+"""Bytes, unpacked: an answer of 24 tokens with its log-probabilities has about 50,000."""
+NOTHING = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Try:
     worker: str
     seconds: float
     outcome: OutcomeClass
-    usage: Usage = Usage()
+    usage: Usage = NOTHING
     detail: str | None = None
 
 
@@ -95,7 +98,7 @@ class Gateway:
             await self._http.close()
 
     async def send(self, request: Request) -> Reply:
-        """Ask until there is an answer, the tries are used up or the server refuses for good; never raises ModelError."""
+        """Ask until there is an answer, a refusal or no try left; a ModelError is in the reply, never raised."""
         tries: list[Try] = []
         while True:
             worker = min(self._workers, key=lambda w: w.in_flight)
@@ -118,8 +121,11 @@ class Gateway:
             raise RuntimeError("the gateway is not open: use `async with`")
         started = time.monotonic()
         try:
-            async with self._http.post(f"{base_url}/chat/completions", data=orjson.dumps(request.body)) as response:
-                body = await response.read()
+            # A redirect is a refusal: rows go to the servers that were named and to no other.
+            async with self._http.post(
+                f"{base_url}/chat/completions", data=orjson.dumps(request.body), allow_redirects=False
+            ) as response:
+                body = await _body(response)
                 result = _read(request, response.status, body, response.headers.get("Retry-After"))
         except TimeoutError:
             message = f"{base_url} did not answer within {self._deadline_s:g} s"
@@ -134,14 +140,27 @@ class Gateway:
         return result, Try(base_url, seconds, result.outcome, detail=result.error.message)
 
 
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """The body up to the first piece beyond LONGEST_ANSWER; cut there it is no JSON and is refused as garbled."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > LONGEST_ANSWER:
+            response.close()
+            break
+    return b"".join(pieces)
+
+
 def _read(request: Request, status: int, body: bytes, retry_after: str | None) -> Completion | _Failure:
     if status == 200:
         try:
             return read_completion(request, body)
         except Garbled as error:
             return _Failure(OutcomeClass.GARBLED, ModelUnavailable(f"the answer is not a chat completion: {error}"))
-    detail = body[:300].decode(errors="replace")
+    detail = body[:300].decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
     if status in RETRY_STATUSES:
-        pause = float(retry_after) if retry_after and retry_after.isdigit() else None
+        pause = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
         return _Failure(OutcomeClass.UNAVAILABLE, ModelUnavailable(f"HTTP {status}: {detail}"), pause)
     return _Failure(OutcomeClass.REFUSED, RequestRefused(f"HTTP {status}: {detail}"))

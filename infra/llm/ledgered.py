@@ -4,7 +4,7 @@ import asyncio
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,8 +14,8 @@ from domain.errors import ModelError
 from domain.ledgers import Attempt, OutcomeClass, Stage
 from domain.requests import Completion, Request, Usage
 from domain.workloads import Prices, Tier, TierName
-from infra.db.store import calls as store
 from infra.db.session import transaction
+from infra.db.store import calls as store
 from infra.llm.gateway import Gateway, Reply
 from infra.settings import Settings
 
@@ -166,7 +166,7 @@ def base_urls(tier: Tier, settings: Settings) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def open_ledgered(run_id: str, name: TierName, tier: Tier, settings: Settings) -> AsyncIterator[Ledgered]:
+async def open_ledgered(run_id: str, name: TierName, tier: Tier, settings: Settings) -> AsyncGenerator[Ledgered]:
     """A tier's servers, connected, behind the ledger."""
     key = settings.model_api_key.get_secret_value() if settings.model_api_key else None
     gateway = Gateway(
@@ -179,7 +179,7 @@ async def open_ledgered(run_id: str, name: TierName, tier: Tier, settings: Setti
 @contextmanager
 def blocking_ask(
     run_id: str, name: TierName, tier: Tier, settings: Settings, *, stage: Stage
-) -> Iterator[Callable[[Request, str], Completion]]:
+) -> Generator[Callable[[Request, str], Completion]]:
     """The same for libraries that call from threads of their own: a thread-safe function that blocks."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="headrace-calls", daemon=True)

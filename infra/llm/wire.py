@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import numpy as np
 import orjson
 
 from domain.confidences import Token, label_logprobs
@@ -23,17 +24,18 @@ def read_completion(request: Request, body: bytes) -> Completion:
         text = choice["message"]["content"]
         usage = _usage(cast(Json, parsed["usage"]))
         tokens = _tokens(choice)
+        closed = label_logprobs(tokens, closed_fields(response_schema(request.body))) if tokens else {}
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise Garbled(f"{type(error).__name__}: {error}"[:200]) from error
     if not isinstance(text, str):
         raise Garbled("its message has no text")
     return Completion(
         request_hash=request.hash,
-        text=text,
-        finish_reason=str(choice.get("finish_reason")),
+        text=text.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # Postgres has no word for NUL
+        finish_reason=str(choice.get("finish_reason"))[:32],
         usage=usage,
-        label_logprobs=label_logprobs(tokens, closed_fields(response_schema(request.body))) if tokens else {},
-        fingerprint=cast(str | None, parsed.get("system_fingerprint")),
+        label_logprobs=closed,
+        fingerprint=str(fingerprint) if (fingerprint := parsed.get("system_fingerprint")) is not None else None,
     )
 
 
@@ -48,10 +50,14 @@ def _usage(usage: Json) -> Usage:
 
 def _tokens(choice: Json) -> list[Token]:
     content = cast(list[Json], (choice.get("logprobs") or {}).get("content") or [])
-    return [
-        Token(
-            text=cast(str, token["token"]),
-            alternatives={cast(str, a["token"]): float(a["logprob"]) for a in token["top_logprobs"]},
-        )
-        for token in content
-    ]
+    return [Token(text=cast(str, token["token"]), alternatives=_alternatives(token)) for token in content]
+
+
+def _alternatives(token: Json) -> dict[str, float]:
+    """What the server listed for a token's place, and the token itself, which a short list may leave out."""
+    listed: dict[str, float] = {}
+    for other in cast(list[Json], token["top_logprobs"]):
+        text, logprob = cast(str, other["token"]), float(other["logprob"])
+        # Two tokens may read the same (a word piece and a bare byte): their probabilities add up.
+        listed[text] = float(np.logaddexp(listed[text], logprob)) if text in listed else logprob
+    return {cast(str, token["token"]): float(token["logprob"])} | listed

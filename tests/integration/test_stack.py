@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,10 @@ def test_the_address_stays_over_a_restart_and_moves_only_when_somebody_took_the_
     port = ports.remembered(settings)["postgres"]
     stack.down(settings)
     assert stack.up(settings, only=POSTGRES, report=_ignore).services[0].url.endswith(f":{port}")
+    stack.down(settings)
+    with socket.create_server(("127.0.0.1", port)):
+        assert not stack.up(settings, only=POSTGRES, report=_ignore).services[0].url.endswith(f":{port}")
+    assert _query(settings, "SELECT 1") == [(1,)]
 
 
 def test_a_service_that_dies_names_its_cause_its_log_and_one_command(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import psutil
@@ -51,7 +52,7 @@ def running(settings: Settings) -> Iterator[Stack]:
 
 def _answer(url: str, **headers: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:  # noqa: S310 - loopback
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, b""
@@ -86,7 +87,8 @@ def test_phoenix_answers_with_its_key_only(running: Stack) -> None:
 
 def test_phoenix_takes_no_span_over_grpc_from_somebody_without_the_key(settings: Settings, running: Stack) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{ports.remembered(settings)['phoenix-grpc']}") as channel:
-        export = TraceServiceStub(channel).Export
+        stub: Any = TraceServiceStub(channel)
+        export = stub.Export
         for headers in (None, (("authorization", "Bearer wrong"),)):
             with pytest.raises(grpc.RpcError) as caught:
                 export(ExportTraceServiceRequest(), metadata=headers, timeout=10)
@@ -107,7 +109,7 @@ def test_only_phoenix_listens_beyond_this_machine_and_only_for_grpc(settings: Se
     listening = {
         (connection.laddr.ip, connection.laddr.port)
         for connection in psutil.net_connections("inet")
-        if connection.pid in ours and connection.status == psutil.CONN_LISTEN
+        if connection.laddr and connection.pid in ours and connection.status == psutil.CONN_LISTEN
     }
     outside = {port for address, port in listening if address not in {"127.0.0.1", "::1"}}
     assert outside <= {ports.remembered(settings)["phoenix-grpc"]}

@@ -64,7 +64,7 @@ def bundle(workload: str, instructions: str = "Name the topic.") -> Bundle:
     tier = Tier(model="m", usd_per_million=Prices(input=1, output=1))
     bundled = BundledTier(tier=tier, prompt=prompt(instructions), prior={"card": 1.0})
     refusal = NotCertified(kind="absolute", eps=0.05, delta=0.1, n=3, test="t", reason="few rows", rows_needed=50)
-    lineage = Lineage(run_id="r", workload_hash="w", dataset_version="d", calibration_rows=3)
+    lineage = Lineage(workload_hash="w", dataset_version="d", calibration_rows=3)
     return Bundle(
         workload=workload,
         cheap=bundled,

@@ -1,7 +1,7 @@
 """Alembic's entry: one migrator at a time, on the ledger's own database."""
 
 from alembic import context
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 
 from infra.db.tables import Base
 
@@ -14,7 +14,8 @@ def run() -> None:
     url = context.config.get_main_option("sqlalchemy.url")
     if url is None:
         raise RuntimeError("sqlalchemy.url is not set")
-    with create_engine(url).connect() as connection, connection.begin():
+    # No pool: nobody would close what it keeps.
+    with create_engine(url, poolclass=NullPool).connect() as connection, connection.begin():
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         context.configure(connection=connection, target_metadata=Base.metadata)
         context.run_migrations()

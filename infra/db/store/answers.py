@@ -67,15 +67,21 @@ def load_answers(db: Session, run_id: str, tier: str) -> dict[str, StoredAnswer]
     rows = db.scalars(select(AnswerRow).where(AnswerRow.run_id == run_id, AnswerRow.tier == tier))
     return {
         row.record_key: StoredAnswer(
-            row.record_key, row.tier, row.request_hash, row.output, row.confidence, row.reasks, row.tokens, row.usd, row.failed
+            row.record_key,
+            row.tier,
+            row.request_hash,
+            row.output,
+            row.confidence,
+            row.reasks,
+            row.tokens,
+            row.usd,
+            row.failed,
         )
         for row in rows
     }
 
 
-def save_settled(
-    db: Session, run_id: str, dataset_version: str, settled: Sequence[Outcome | Unanswered]
-) -> None:
+def save_settled(db: Session, run_id: str, dataset_version: str, settled: Sequence[Outcome | Unanswered]) -> None:
     """Store what became of rows: outcomes, and quarantine for those that nobody could answer."""
     put(
         db,
@@ -150,7 +156,7 @@ def load_scores(db: Session, run_id: str, tier: str, metric: str) -> dict[str, f
     query = select(ScoreRow.record_key, ScoreRow.value).where(
         ScoreRow.run_id == run_id, ScoreRow.tier == tier, ScoreRow.metric == metric
     )
-    return {key: value for key, value in db.execute(query)}
+    return dict(db.execute(query).tuples().all())
 
 
 def places(db: Session, dataset_version: str) -> dict[str, Place]:

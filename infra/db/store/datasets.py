@@ -96,7 +96,5 @@ def load_bad_rows(db: Session, version: str) -> list[BadRow]:
 
 def split_sizes(db: Session, version: str) -> dict[Split, int]:
     """Rows in each split of a snapshot."""
-    query = (
-        select(RecordRow.split, func.count()).where(RecordRow.dataset_version == version).group_by(RecordRow.split)
-    )
+    query = select(RecordRow.split, func.count()).where(RecordRow.dataset_version == version).group_by(RecordRow.split)
     return {Split(split): count for split, count in db.execute(query)}

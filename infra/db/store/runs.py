@@ -50,9 +50,7 @@ def open_run(
         "state": "running",
         "meters_before": meters,
     }
-    db.execute(
-        insert(RunRow).values(values).on_conflict_do_update(index_elements=["id"], set_={"state": "running"})
-    )
+    db.execute(insert(RunRow).values(values).on_conflict_do_update(index_elements=["id"], set_={"state": "running"}))
 
 
 def change_run(db: Session, run_id: str, **values: Any) -> None:

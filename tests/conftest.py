@@ -1,0 +1,22 @@
+"""What every test starts from: none of the caller's own settings, and the environments that `make envs` built."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from infra import services
+from infra.settings import Settings, load_settings
+
+OTHERS_NAMES = ("HEADRACE_", "DATABASE_URL", "PREFECT_", "MLFLOW_", "PHOENIX_", "VLLM_", "PG")
+"""Whatever begins like this could lead a test to somebody's real servers."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> Iterator[Settings]:
+    """Defaults, with the folders of environments and weights that HEADRACE_ENVS and HEADRACE_WEIGHTS name."""
+    given = load_settings()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(OTHERS_NAMES)]:
+            patch.delenv(name)
+        yield Settings(envs=services.envs_folder(given), weights=services.weights_folder(given))
