@@ -4,7 +4,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 export HEADRACE_HOME ?= $(HOME)/.local/share/headrace
 export HEADRACE_ENVS ?= $(HEADRACE_HOME)/envs
 APP := $(HEADRACE_ENVS)/app/bin
-HEADRACE := PYTHONPATH=$(CURDIR) $(APP)/python -m infra.cli
+HEADRACE := ./headrace
 
 .PHONY: run up down status logs envs envs-dev lock schema check test
 .DEFAULT_GOAL := run

@@ -224,9 +224,7 @@ def _refusal(
     )
 
 
-def rows_needed(
-    points: list[CurvePoint], target: Target, *, n: int, all_strong: float, exact: bool
-) -> int | None:
+def rows_needed(points: list[CurvePoint], target: Target, *, n: int, all_strong: float, exact: bool) -> int | None:
     """Calibration rows that would about suffice for the easiest saving threshold; None when none would.
 
     Never below what zero losses need, ln(1/delta) / -ln(1 - eps), and never a number that has just failed.

@@ -1,5 +1,6 @@
 """A workload: what the user writes in `workload.yaml`."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -82,6 +83,16 @@ class Tiers(_Written):
 
     def __getitem__(self, name: TierName) -> Tier:
         return self.cheap if name is TierName.CHEAP else self.strong
+
+    def with_revisions(self, known: Mapping[str, str]) -> "Tiers":
+        """The same tiers; those on an embedded server and without a revision get that of its weights."""
+
+        def pinned(tier: Tier) -> Tier:
+            if tier.base_urls or tier.revision is not None:
+                return tier
+            return tier.model_copy(update={"revision": known.get(tier.model)})
+
+        return Tiers(cheap=pinned(self.cheap), strong=pinned(self.strong))
 
 
 class OptimizerName(StrEnum):

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from domain.errors import HeadraceError, InputError, NotFound
-from infra import stack, startup, terminal
+from infra import services, stack, startup, terminal
 from infra.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -50,16 +50,26 @@ def up() -> None:
     console.print("\n[bold]next[/]   headrace run support-triage   ·   headrace status   ·   headrace down")
 
 
-def _up(settings: Settings) -> None:
+def _idle_engines(settings: Settings, workload: str) -> frozenset[str]:
+    """Embedded engines that no tier of the workload uses, because it has base_urls of its own."""
+    from infra.workloads import find_workload, load_workload
+
+    tiers = load_workload(find_workload(workload, settings.workloads)).workload.tiers
+    used = {tier.model for tier in (tiers.cheap, tiers.strong) if not tier.base_urls}
+    return frozenset(service for service, model in services.MODELS.items() if model not in used)
+
+
+def _up(settings: Settings, *, leave_out: frozenset[str] = frozenset()) -> None:
     from infra.db.session import migrate
     from infra.deployments import deploy
 
     with terminal.service_board(console) as report:
-        stack.up(settings, only=stack.embedded(settings) - {"worker"}, report=report)
+        wanted = stack.embedded(settings) - leave_out
+        stack.up(settings, only=wanted - {"worker"}, report=report)
         _connect(settings)
         migrate()
         fresh = deploy(home=settings.home)
-        stack.up(settings, report=report)
+        stack.up(settings, only=wanted, report=report)
     console.print(f"  deployments     {'applied' if fresh else 'up to date'}   work pool: local   worker: up")
 
 
@@ -73,8 +83,11 @@ def down() -> None:
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Say how each service is."""
-    states = stack.status(load_settings())
+    settings = load_settings()
+    states = stack.status(settings)
     console.print(terminal.status_json(states) if as_json else terminal.status_table(states))
+    if not as_json:
+        console.print(f"\n{terminal.logins(settings)}")
     if any(state.phase != "healthy" for state in states):
         raise typer.Exit(3)
 
@@ -114,7 +127,7 @@ def run(
     with _ctrl_c(settings, stop_stack=with_up):
         if with_up:
             with _stage("stack"):
-                _up(settings)
+                _up(settings, leave_out=_idle_engines(settings, workload))
         _connect(settings)
         running.optimize_then_route(load_settings(), workload, max_rows=max_rows, route=route, console=console)
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,11 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 import polars
 from pydantic import JsonValue
 
-from domain.datasets import BadRow, RawRow
+from domain.datasets import BadRow, RawRow, excerpt
 from domain.errors import DatasetError, Place
 
 LONGEST_LINE = 16 * 1024 * 1024
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,49 +32,89 @@ class ReadRow:
 def read_rows(uri: str, folder: Path) -> Iterator[ReadRow | BadRow]:
     """Rows of every file a uri names, in the files' order; a local uri is relative to the workload's folder.
 
-    Raises DatasetError when no file matches, a format is unknown, or a file as a whole is unreadable.
+    Raises DatasetError when no file matches, a format is unknown, or a file as a whole is unreadable or holds no row.
     """
     address = uri if "://" in uri else str(folder / uri)
-    fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(address))
-    files = cast(list[str], sorted(fs.glob(path)) if any(c in path for c in "*?[") else [path])
-    if not files or not all(fs.isfile(file) for file in files):
+    try:
+        fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(address))
+        files = cast(list[str], sorted(fs.glob(path)) if any(c in path for c in "*?[") else [path])
+        found = bool(files) and all(fs.isfile(file) for file in files)
+    except (OSError, ValueError, ImportError) as error:
+        raise DatasetError(Place(uri), f"it cannot be reached: {error}"[:300]) from error
+    if not found:
         raise DatasetError(Place(uri), "no such file", hint="Check dataset.uri in workload.yaml.")
     for file in files:
         name = str(Path(file).relative_to(folder)) if "://" not in uri and Path(file).is_relative_to(folder) else file
-        read = _READERS.get(Path(file).suffix.lower())
-        if read is None:
-            raise DatasetError(Place(name), "unknown format", hint=f"Use one of: {', '.join(_READERS)}.")
+        yield from _read_file(fs, file, name)
+
+
+def _read_file(fs: Any, file: str, name: str) -> Iterator[ReadRow | BadRow]:
+    read = _READERS.get(Path(file).suffix.lower())
+    if read is None:
+        raise DatasetError(Place(name), "unknown format", hint=f"Use one of: {', '.join(_READERS)}.")
+    rows = 0
+    try:
         with cast(BinaryIO, fs.open(file, "rb")) as stream:
-            yield from read(stream, name)
+            _refuse_wide_encodings(stream, name)
+            for row in read(stream, name):
+                rows += 1
+                yield row
+    except OSError as error:
+        raise DatasetError(Place(name), f"it cannot be read: {error}"[:300]) from error
+    if not rows:
+        raise DatasetError(Place(name), "the file holds no rows")
 
 
-def _refuse_wide_encodings(start: bytes, name: str) -> None:
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DatasetError(Place(name), "the file is UTF-16", hint="Save it as UTF-8.")
+def _refuse_wide_encodings(stream: BinaryIO, name: str) -> None:
+    start = stream.read(4)
+    stream.seek(0)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        raise DatasetError(Place(name), "the file is UTF-16 or UTF-32", hint="Save it as UTF-8.")
 
 
 def _read_jsonl(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
-    for number, read in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
-        if number == 1:
-            _refuse_wide_encodings(read, name)
+    for number, read in enumerate(_lines(stream), start=1):
         line = read.removeprefix(b"\xef\xbb\xbf") if number == 1 else read
-        if not line.strip():
-            continue
-        place = Place(name, number)
-        try:
-            parsed = cast(
-                JsonValue,
-                json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys),
-            )
-        except UnicodeDecodeError as error:
-            yield BadRow(place, f"is not UTF-8 at byte {error.start}", repr(line[:200]))
-        except (ValueError, RecursionError) as error:
-            yield BadRow(place, f"is not JSON: {error}"[:300], line[:200].decode(errors="replace"))
-        else:
-            if isinstance(parsed, dict):
-                yield ReadRow(parsed, place)
-            else:
-                yield BadRow(place, f"is a JSON {type(parsed).__name__}, not an object", repr(parsed)[:200])
+        if line.strip():
+            yield _parse_line(line, Place(name, number))
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Whole lines; of one longer than LONGEST_LINE only the beginning, which is too long to be kept."""
+    while line := stream.readline(LONGEST_LINE):
+        rest = line
+        while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST_LINE)
+        yield line
+
+
+def _parse_line(line: bytes, place: Place) -> ReadRow | BadRow:
+    start = excerpt(line[:200].decode(errors="replace"))
+    if len(line) >= LONGEST_LINE:
+        return BadRow(place, f"is longer than {LONGEST_LINE:,} bytes", start)
+    try:
+        parsed = cast(
+            JsonValue,
+            json.loads(
+                line.decode("utf-8"),
+                parse_constant=_refuse_constant,
+                parse_float=_finite,
+                object_pairs_hook=_unique_keys,
+            ),
+        )
+    except UnicodeDecodeError as error:
+        return BadRow(place, f"is not UTF-8 at byte {error.start}", start)
+    except (ValueError, RecursionError) as error:
+        return BadRow(place, f"is not JSON: {error}"[:300], start)
+    if isinstance(parsed, dict):
+        return ReadRow(parsed, place)
+    return BadRow(place, f"is a JSON {type(parsed).__name__}, not an object", start)
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return number
 
 
 def _refuse_constant(name: str) -> None:
@@ -91,20 +134,44 @@ def _read_csv(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
     # Undecodable bytes come through as lone surrogates, so that one bad row does not stop the file.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, strict=True)
+    header = _header(reader, name)
+    while True:
+        place = Place(name, reader.line_num + 1)
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if reader.line_num > cast(int, place.line):
+                hint = "A quoted cell begins in that line and swallows the following ones: close or double its quotes."
+                raise DatasetError(place, f"this is not CSV: {error}", hint=hint) from error
+            yield BadRow(place, f"is not CSV: {error}", "")
+            continue
+        if cells is None:
+            return
+        if cells:
+            yield _check_cells(cells, header, place)
+
+
+def _header(reader: Iterator[list[str]], name: str) -> list[str]:
+    place = Place(name, 1)
     try:
-        header = next(reader, None)
-        if header is None:
-            raise DatasetError(Place(name), "the file is empty")
-        for cells in reader:
-            place = Place(name, reader.line_num)
-            if len(cells) != len(header):
-                yield BadRow(place, f"has {len(cells)} cells; the header has {len(header)}", repr(cells)[:200])
-            elif any("\udc80" <= c <= "\udcff" for cell in cells for c in cell):
-                yield BadRow(place, "is not UTF-8", repr(cells)[:200])
-            elif cells:
-                yield ReadRow(dict(zip(header, cells, strict=True)), place)
+        header = next(reader, list[str]())
     except csv.Error as error:
-        raise DatasetError(Place(name, reader.line_num), f"this is not CSV: {error}") from error
+        raise DatasetError(place, f"this is not CSV: {error}") from error
+    if not header:
+        raise DatasetError(place, "the file has no header")
+    if any(_ESCAPED_BYTE.search(column) for column in header):
+        raise DatasetError(place, "the header is not UTF-8")
+    if twice := sorted({column for column in header if header.count(column) > 1}):
+        raise DatasetError(place, f"the column {twice[0]!r} stands twice")
+    return header
+
+
+def _check_cells(cells: list[str], header: list[str], place: Place) -> ReadRow | BadRow:
+    if len(cells) != len(header):
+        return BadRow(place, f"has {len(cells)} cells; the header has {len(header)}", excerpt(cells))
+    if any(_ESCAPED_BYTE.search(cell) for cell in cells):
+        return BadRow(place, "is not UTF-8", excerpt(cells))
+    return ReadRow(dict(zip(header, cells, strict=True)), place)
 
 
 def _read_parquet(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
@@ -116,7 +183,7 @@ def _read_parquet(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
         try:
             yield ReadRow(cast(RawRow, json.loads(json.dumps(raw, allow_nan=False, default=str))), Place(name, number))
         except ValueError as error:
-            yield BadRow(Place(name, number), f"holds a value JSON has no word for: {error}", repr(raw)[:200])
+            yield BadRow(Place(name, number), f"holds a value JSON has no word for: {error}", excerpt(raw))
 
 
 _READERS: dict[str, Callable[[BinaryIO, str], Iterator[ReadRow | BadRow]]] = {

@@ -81,6 +81,7 @@ def markdown(run: RunRecord, *, rows: Conservation, spent: list[Spending]) -> st
         ]
         lines += ["| " + " | ".join(line) + " |" for line in summaries.table(run.summary)]
         lines += ["", summaries.verdict_line(verdict_of(run.summary)), ""]
+        lines += [f"> {promise}", ""] if (promise := run.summary["verdict"].get("promise")) else []
     lines += [f"- [{name}]({url})" for name, url in run.links.items()]
     return "\n".join(lines)
 

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"engine-cheap": "smollm2-135m-instruct", "engine-strong": "gemma3-270m"}
 """The model each embedded engine serves, under this name."""
 
+POOL, WORKER = "local", "headrace-local"
+"""The work pool and its worker, as Prefect calls them."""
 Ports = Mapping[str, int]
 
 QUIET = {
@@ -136,6 +138,7 @@ def _prefect(settings: Settings, ports: Ports) -> Service:
 def _mlflow(settings: Settings, ports: Ports) -> Service:
     url = f"http://127.0.0.1:{ports['mlflow']}"
     artifacts = settings.home / "mlartifacts"
+    database = postgres.url(port=ports["postgres"], database="mlflow", driver="postgresql+psycopg")
     command = ("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(ports["mlflow"]), "--workers", "1")
     return Service(
         name="mlflow",
@@ -145,9 +148,7 @@ def _mlflow(settings: Settings, ports: Ports) -> Service:
         environment={
             **QUIET,
             **_passfile(settings),
-            "MLFLOW_BACKEND_STORE_URI": postgres.url(
-                port=ports["postgres"], database="mlflow", driver="postgresql+psycopg"
-            ),
+            "MLFLOW_BACKEND_STORE_URI": database,
             # Ten processes and 3.8 GB with it, two and 0.5 GB without.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
@@ -236,7 +237,7 @@ def _engine(name: str, settings: Settings, ports: Ports) -> Service:
 
 def _worker(settings: Settings, ports: Ports, waits: frozenset[str], ours: Mapping[str, str]) -> Service:
     url = f"http://127.0.0.1:{ports['worker']}"
-    command = ("-m", "prefect", "worker", "start", "--pool", "local", "--type", "process", "--name", "headrace-local")
+    command = ("-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER)
     return Service(
         name="worker",
         description="Prefect worker: carries the flows out",
@@ -253,7 +254,6 @@ def _worker(settings: Settings, ports: Ports, waits: frozenset[str], ours: Mappi
         url=url,
         health=f"{url}/health",
         needs=waits,
-        start_timeout_s=120,
     )
 
 

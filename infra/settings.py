@@ -29,7 +29,9 @@ class Settings(BaseSettings):
     weights: Path | None = Field(
         default=None, description="Folder of the model weights, shared likewise; default: `weights` in the home folder."
     )
-    workloads: Path = Field(default=Path("examples"), description="Folder with one subfolder a workload.")
+    workloads: Path = Field(
+        default=Path(__file__).parents[1] / "examples", description="Folder with one subfolder a workload."
+    )
 
     database_url: str | None = Field(
         default=None,
@@ -64,6 +66,12 @@ class Settings(BaseSettings):
         default_factory=dict,
         description='Base URLs of embedded model servers by served model name, {"name": "http://127.0.0.1:8000/v1"}. '
         "Written by the stack; a tier's own base_urls win.",
+    )
+
+    engine_revisions: dict[str, str] = Field(
+        default_factory=dict,
+        description="What identifies the weights behind `engines`, by served model name; written by the stack. "
+        "It is part of every request's identity, so that other weights are never answered from the ledger.",
     )
 
     port_postgres: int = Field(default=54329, description="First port tried for Postgres; the next free one is taken.")

@@ -122,6 +122,8 @@ def _tuning(console: Console, run: RunRecord) -> None:
         f"  valid {test['valid_rate']:.1%}   escalated {test['escalation_rate']:.1%}   AUROC of the confidence {auroc}"
     )
     console.print(f"  {escape(summaries.verdict_line(verdict_of(run.summary)))}")
+    if promise := run.summary["verdict"].get("promise"):
+        console.print(f"  [dim]{escape(promise)}[/]")
     if "promoted" in run.summary:
         why = "; ".join(run.summary["gate"])
         console.print(

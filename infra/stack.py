@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from infra import orphans, ports, postgres, services, startup
+from infra.llm import models
 from infra.settings import Settings
 from infra.startup import ServiceState, StackError, Surroundings
 from infra.supervision import Process, Supervisor
@@ -161,7 +162,13 @@ def _embedded_variables(settings: Settings, known: services.Ports) -> dict[str, 
 
     def engines() -> dict[str, str]:
         urls = {model: own[name] for name, model in services.MODELS.items() if name in own}
-        return {"HEADRACE_ENGINES": json.dumps(urls, sort_keys=True), "VLLM_API_KEY": services.model_key(settings)}
+        weights = services.weights_folder(settings)
+        revisions = {model: found for model in urls if (found := models.revision(weights, model))}
+        return {
+            "HEADRACE_ENGINES": json.dumps(urls, sort_keys=True),
+            "HEADRACE_ENGINE_REVISIONS": json.dumps(revisions, sort_keys=True),
+            "VLLM_API_KEY": services.model_key(settings),
+        }
 
     variables: dict[str, Callable[[], dict[str, str]]] = {
         "postgres": database,

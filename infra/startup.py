@@ -1,5 +1,7 @@
 """Starting services: in parallel where their needs allow, each let through by its health, failures explained."""
 
+import base64
+import json
 import queue
 import re
 import subprocess
@@ -60,9 +62,26 @@ def healthy(service: Service, settings: Settings, *, port: int) -> bool:
         return postgres.answers(settings, port)
     try:
         with DIRECT.open(service.health, timeout=3) as answer:
-            return answer.status == 200
+            return answer.status == 200 and (service.name != "worker" or _registered(service))
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _registered(worker: Service) -> bool:
+    """Does the embedded Prefect know the worker? Its own health answer comes before its first poll and its pool."""
+    auth = worker.environment.get("PREFECT_API_AUTH_STRING")
+    if auth is None:
+        return True
+    request = urllib.request.Request(  # noqa: S310 - the address is ours, http on loopback
+        f"{worker.environment['PREFECT_API_URL']}/work_pools/{services.POOL}/workers/filter",
+        data=b'{"workers": {"status": {"any_": ["ONLINE"]}}}',
+        headers={
+            "Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}",
+            "Content-Type": "application/json",
+        },
+    )
+    with DIRECT.open(request, timeout=3) as answer:
+        return services.WORKER in {online["name"] for online in json.load(answer)}
 
 
 Event = ServiceState | BaseException

@@ -66,6 +66,15 @@ def status_table(states: Sequence[ServiceState]) -> Table:
     return table
 
 
+def logins(settings: Settings) -> str:
+    """Where the user interfaces' credentials are; never what they are."""
+    secrets = escape(str(settings.home / "secrets"))
+    return (
+        f"logins   Prefect: headrace:<{secrets}/prefect-password>   Phoenix: admin@localhost, "
+        f"<{secrets}/phoenix-admin-password>"
+    )
+
+
 def status_json(states: Sequence[ServiceState]) -> str:
     """The services as JSON."""
     return json.dumps([asdict(state) for state in states])

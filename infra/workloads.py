@@ -1,9 +1,8 @@
 """Reading `workload.yaml` and the schema and metric beside it, with file, line and column in every complaint."""
 
 import importlib.util
-import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from domain.canonical import digest
 from domain.errors import Place, WorkloadError
@@ -55,12 +54,21 @@ class LoadedWorkload:
         return cast(Metric, found)
 
     @cached_property
+    def code(self) -> str:
+        """The source of the modules that hold the schema and the user's own metric."""
+        modules = [self.workload.output, *([self.workload.metric] if self.workload.metric not in METRICS else [])]
+        files = {self.folder / f"{reference.partition(':')[0].replace('.', '/')}.py" for reference in modules}
+        return "\n".join(file.read_text(encoding="utf-8") for file in sorted(files))
+
+    @cached_property
     def hash(self) -> str:
         """The workload's identity: its canonical form, the schema and the metric's code."""
-        code = [inspect.getsource(self.schema.model), digest(self.schema.json_schema)]
-        if self.workload.metric not in METRICS:
-            code.append(inspect.getsource(cast(Any, self.metric)))
-        return self.workload.identity(code="\n".join(code))
+        return self.workload.identity(code=self.code)
+
+    def with_revisions(self, known: Mapping[str, str]) -> "LoadedWorkload":
+        """The same workload with the revisions of embedded weights filled in."""
+        tiers = self.workload.tiers.with_revisions(known)
+        return LoadedWorkload(self.workload.model_copy(update={"tiers": tiers}), self.folder)
 
 
 def find_workload(name_or_path: str, workloads: Path) -> Path:
@@ -80,14 +88,19 @@ def load_workload(folder: Path) -> LoadedWorkload:
     file = folder / FILE
     try:
         parsed: Any = YAML(typ="rt").load(file.read_text(encoding="utf-8"))
+        plain = _plain(parsed)
     except MarkedYAMLError as error:
         mark = cast(Any, error.problem_mark)  # pyright: ignore[reportUnknownMemberType]
         place = Place(str(file), mark.line + 1, mark.column + 1) if mark else Place(str(file))
         raise WorkloadError(place, f"this is not YAML: {error.problem}") from error
     except UnicodeDecodeError as error:
         raise WorkloadError(Place(str(file)), "the file is not UTF-8") from error
+    except (YAMLError, OSError) as error:
+        raise WorkloadError(Place(str(file)), f"the file cannot be read: {error}"[:300]) from error
+    except RecursionError as error:
+        raise WorkloadError(Place(str(file)), "the file is nested too deep, or into itself") from error
     try:
-        return LoadedWorkload(Workload.model_validate(_plain(parsed)), folder)
+        return LoadedWorkload(Workload.model_validate(plain), folder)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         line, column = _position(parsed, problem["loc"])
@@ -129,8 +142,14 @@ def _reference(reference: str, folder: Path, place: Place) -> object:
     return getattr(module, attribute)
 
 
+def _file(module: str, folder: Path) -> Path:
+    return folder / f"{module.replace('.', '/')}.py"
+
+
 def _module(name: str, folder: Path, place: Place) -> ModuleType:
-    file = folder / f"{name.replace('.', '/')}.py"
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise WorkloadError(place, f"{name!r} is not the name of a module beside {FILE}")
+    file = _file(name, folder)
     # The name carries the folder, so that two workloads may each have a schema.py.
     unique = f"headrace_workload_{digest(str(folder))[:12]}_{name.replace('.', '_')}"
     if unique in sys.modules:

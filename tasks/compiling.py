@@ -61,7 +61,7 @@ def _compile_key(loaded: LoadedWorkload, tier: TierName, train: list[StoredRecor
             "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million"}),
             "optimizer": workload.optimizer.model_dump(mode="json"),
             "baseline": _baseline(loaded).model_dump(mode="json"),
-            "schema": loaded.schema.json_schema,
+            "code": loaded.code,
             "metric": workload.metric,
             "train": [row.key for row in train],
         }

@@ -48,13 +48,14 @@ def export_evaluation(run: RunRef, data: DatasetRef, prompt: PromptRef, scored: 
     with transaction() as db:
         rows = datasets.load_records(db, data.version, Split.TRAIN, *JUDGED)
         found = load_evidence(db, run.run_id, prompt.tier)
+        links = runs.load_run(db, run.run_id).links
     dataset = tracing.dataset(run.workload, data.version, [_example(row) for row in rows])
     progress = Progress(run.run_id, f"export {prompt.tier}", len(found))
     sampled = span_sample(found, run_id=run.run_id, share_of_rows=load_settings().span_sample)
     url = tracing.experiment(
         dataset,
         name=f"{prompt.tier.value} {prompt.prompt_hash[:12]} {run.run_id[:8]}",
-        metadata={"run": run.run_id, "tier": prompt.tier.value, "prompt": prompt.prompt_hash},
+        metadata={"tier": prompt.tier.value, "prompt": prompt.prompt_hash, "run": run.run_id, **links},
         runs=experiment_rows(found, sampled, run_id=run.run_id),
         on_progress=lambda done, _total: progress.reach(done),
     )

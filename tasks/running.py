@@ -34,7 +34,8 @@ def is_retryable(_task: object, _run: TaskRun, state: State) -> bool:
 @task(retry_condition_fn=is_retryable)
 def open_run(kind: str, workload: str) -> RunRef:
     """Read the workload, take the servers' readings and open the run in the ledger and in MLflow."""
-    loaded = load_workload(find_workload(workload, load_settings().workloads))
+    settings = load_settings()
+    loaded = load_workload(find_workload(workload, settings.workloads)).with_revisions(settings.engine_revisions)
     run_id = str(current_flow_run.id)
     meters = read_meters(_servers(loaded))
     with transaction() as db:
@@ -94,10 +95,10 @@ def note_failure(flow: object, flow_run: FlowRun, state: State) -> None:
 
 def load_for(run: RunRef) -> LoadedWorkload:
     """The run's workload; raises WorkloadError when its file or code was edited meanwhile."""
-    loaded = load_workload(Path(run.folder))
+    loaded = load_workload(Path(run.folder)).with_revisions(load_settings().engine_revisions)
     if loaded.hash != run.workload_hash:
         raise WorkloadError(
-            Place(run.folder), "the workload was edited while its run was under way", hint="Start the run again."
+            Place(run.folder), "the workload was edited while its run was under way", hint="Start the run again; what was answered is in the ledger."
         )
     return loaded
 

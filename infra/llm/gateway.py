@@ -16,11 +16,14 @@ import orjson
 from domain.errors import ModelError, ModelUnavailable, RequestRefused
 from domain.ledgers import OutcomeClass
 from domain.requests import Completion, Request, Usage
+from infra.llm.addresses import is_loopback
 from infra.llm.wire import Garbled, read_completion
 
 RETRY_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 MAX_TRIES = 5
 LONGEST_PAUSE_S = 20.0
+REST_S = 5.0
+"""How long a server that did not answer at all is passed over while another one is there."""
 LONGEST_ANSWER = 32 * 1024 * 1024
 """Bytes, unpacked: an answer of 24 tokens with its log-probabilities has about 50,000."""
 NOTHING = Usage()
@@ -52,6 +55,7 @@ class _Worker:
     base_url: str
     in_flight: int = 0
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    resting_until: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Gateway:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._workers = [_Worker(url.rstrip("/"), slots=asyncio.Semaphore(in_flight)) for url in base_urls]
+        self.window = in_flight * len(self._workers)
         self._api_key = api_key
         self._deadline_s = deadline_s
         self._sleep = sleep
@@ -87,7 +92,7 @@ class Gateway:
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self._deadline_s, sock_connect=10),
             headers=headers,
-            trust_env=True,
+            trust_env=not all(is_loopback(worker.base_url) for worker in self._workers),
         )
         return self
 
@@ -101,11 +106,12 @@ class Gateway:
         """Ask until there is an answer, a refusal or no try left; a ModelError is in the reply, never raised."""
         tries: list[Try] = []
         while True:
-            worker = min(self._workers, key=lambda w: w.in_flight)
+            # A dead server answers nothing quickly: without its rest it would look the least loaded.
+            worker = min(self._workers, key=lambda w: (w.resting_until > time.monotonic(), w.in_flight))
             worker.in_flight += 1
             try:
                 async with worker.slots:
-                    result, once = await self._post(worker.base_url, request)
+                    result, once = await self._post(worker, request)
             finally:
                 worker.in_flight -= 1
             tries.append(once)
@@ -116,7 +122,7 @@ class Gateway:
             backoff = min(0.25 * 2 ** len(tries), LONGEST_PAUSE_S)
             await self._sleep(backoff if result.pause is None else min(result.pause, LONGEST_PAUSE_S))
 
-    async def _post(self, base_url: str, request: Request) -> tuple[Completion | _Failure, Try]:
+    async def _post(self, worker: _Worker, request: Request) -> tuple[Completion | _Failure, Try]:
         if self._http is None:
             raise RuntimeError("the gateway is not open: use `async with`")
         started = time.monotonic()
@@ -129,10 +135,10 @@ class Gateway:
                 result = _read(request, response.status, body, response.headers.get("Retry-After"))
         except TimeoutError:
             message = f"{base_url} did not answer within {self._deadline_s:g} s"
-            result = _Failure(OutcomeClass.TIMEOUT, ModelUnavailable(message))
+            result = _silent(worker, OutcomeClass.TIMEOUT, message)
         except (aiohttp.ClientError, OSError) as error:
             message = f"{base_url} could not be reached ({type(error).__name__})"
-            result = _Failure(OutcomeClass.UNAVAILABLE, ModelUnavailable(message))
+            result = _silent(worker, OutcomeClass.UNAVAILABLE, message)
         seconds = time.monotonic() - started
         if isinstance(result, Completion):
             outcome = OutcomeClass.ANSWERED if result.finish_reason == "stop" else OutcomeClass.TRUNCATED
@@ -151,6 +157,11 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
             response.close()
             break
     return b"".join(pieces)
+
+
+def _silent(worker: _Worker, outcome: OutcomeClass, message: str) -> _Failure:
+    worker.resting_until = time.monotonic() + REST_S
+    return _Failure(outcome, ModelUnavailable(message))
 
 
 def _read(request: Request, status: int, body: bytes, retry_after: str | None) -> Completion | _Failure:

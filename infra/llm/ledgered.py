@@ -3,10 +3,9 @@
 import asyncio
 import threading
 import uuid
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from domain.costs import usd
@@ -20,7 +19,7 @@ from infra.llm.gateway import Gateway, Reply
 from infra.settings import Settings
 
 SAVE_EVERY = 16
-"""Answers in one transaction: what a killed process can lose is this and what is in flight."""
+"""Answers in one transaction; what a killed process can lose is this many and the gateway's window."""
 
 T = TypeVar("T")
 
@@ -56,19 +55,19 @@ class Ledgered:
     async def answer(self, calls: Sequence[Call], *, stage: Stage) -> AsyncIterator[Answered]:
         """Yield every call once, as it is settled and stored: first the known ones, then the sent ones."""
         known = await asyncio.to_thread(self._look_up, calls, stage)
-        first: dict[str, Call] = {}
+        waiting: dict[str, list[Call]] = {}
         for call in calls:
             if completion := known.get(call.request.hash):
                 yield Answered(call, completion, None, cached=True, usd=0.0)
             else:
-                first.setdefault(call.request.hash, call)
-        again = Counter(call.request.hash for call in calls if call.request.hash in first)
-        async for batch in _batches(self._gateway, [call.request for call in first.values()]):
-            settled = [self._settle(first[reply.request.hash], reply, stage) for reply in batch]
+                waiting.setdefault(call.request.hash, []).append(call)
+        async for batch in _batches(self._gateway, [same[0].request for same in waiting.values()]):
+            settled = [self._settle(waiting[reply.request.hash][0], reply, stage) for reply in batch]
             await asyncio.to_thread(self._save, settled)
             for answered, _ in settled:
-                for _ in range(again[answered.call.request.hash]):
-                    yield answered
+                yield answered
+                for call in waiting[answered.call.request.hash][1:]:  # other rows with the same words
+                    yield replace(answered, call=call, cached=True, usd=0.0)
 
     async def ask(self, call: Call, *, stage: Stage) -> Completion:
         """One call; raises the ModelError that it ended with."""
@@ -134,14 +133,22 @@ class Ledgered:
 
 
 async def _batches(gateway: Gateway, requests: Sequence[Request]) -> AsyncIterator[list[Reply]]:
-    """Send everything, bounded by the gateway's window, and hand replies on a few at a time."""
-    tasks = [asyncio.ensure_future(gateway.send(request)) for request in requests]
+    """Send everything and hand replies on a few at a time; a store that is slow holds up the sending."""
+    room = asyncio.Semaphore(gateway.window + SAVE_EVERY)
+
+    async def send(request: Request) -> Reply:
+        await room.acquire()
+        return await gateway.send(request)
+
+    tasks = [asyncio.ensure_future(send(request)) for request in requests]
     batch: list[Reply] = []
     try:
         for finished in asyncio.as_completed(tasks):
             batch.append(await finished)
             if len(batch) == SAVE_EVERY:
                 yield batch
+                for _ in batch:
+                    room.release()
                 batch = []
         if batch:
             yield batch

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import httpx
 
 from domain.ledgers import Meter
+from infra.llm.addresses import is_loopback
 
 _SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{[^}]*\})? (?P<value>[-+.\deE]+)", re.MULTILINE)
 
@@ -14,7 +15,7 @@ def read_meter(base_url: str) -> Meter | None:
     """A server's counters now; None when it has no such page (then nothing can be reconciled, and that is said)."""
     address = base_url.rstrip("/").removesuffix("/v1") + "/metrics"
     try:
-        response = httpx.get(address, timeout=10)
+        response = httpx.get(address, timeout=10, trust_env=not is_loopback(address))
         response.raise_for_status()
     except httpx.HTTPError:
         return None

@@ -12,10 +12,9 @@ import httpx
 
 from infra import deployments
 from infra.db.session import transaction
-from infra.db.store import calls
+from infra.db.store import calls, runs
 from infra.db.store.calls import Spending
 from infra.doctor import Diagnosis, diagnose
-from infra.db.store import runs
 from infra.llm.scripted import Rule, ScriptedServer
 
 SENTENCES = {
@@ -38,7 +37,11 @@ class Triage(BaseModel):
 
     topic: Literal["card", "loan", "cash"]
 '''
-BROKEN = ('{"id": "b1", "text": "cut off', '{"id": "b2", "topic": "card"}', '{"id": "r0", "text": "again", "topic": "loan"}')
+BROKEN = (
+    '{"id": "b1", "text": "cut off',
+    '{"id": "b2", "topic": "card"}',
+    '{"id": "r0", "text": "again", "topic": "loan"}',
+)
 """Three labelled rows that cannot be used: no JSON, no text, an id that was used before."""
 
 

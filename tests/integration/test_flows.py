@@ -1,26 +1,12 @@
 """The flows for real: Prefect with a process worker, Postgres, MLflow and Phoenix; only the models are scripted."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from mlflow import artifacts
-from mlflow.tracking import MlflowClient
-from sqlalchemy import select
 
-from domain.bundles import Bundle
-from domain.certificates import Certificate, NotCertified
-from domain.datasets import Split
-from domain.workloads import TierName
-from infra import registry, tracing
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, datasets, runs
-from infra.db.store.answers import StoredQuarantine
+from infra.db.store import runs
 from infra.db.store.runs import RunRecord
-from infra.db.tables import PromotionRow
 from infra.llm.scripted import Script, ScriptedServer
 from infra.stack import Stack
 from tests.integration import scripted_workloads

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 
 from infra import credentials, orphans, ports, postgres, services, stack
-from infra.settings import Settings, load_settings
+from infra.settings import Settings
 from infra.stack import ServiceState, StackError
 
 POSTGRES = {"postgres"}
@@ -26,8 +27,7 @@ def _ignore(state: ServiceState) -> None:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """A home of its own, the machine's environments, and ports nobody else starts from."""
-    shared = load_settings()
-    envs = services.envs_folder(shared)
+    envs = Path(sys.prefix).resolve().parent  # the tests run in one of the environments, the others are beside it
     if not (envs / "app" / "bin" / "python").exists():
         pytest.skip(f"no environments in {envs}: run python3 infra/bootstrap.py")
     for name in list(os.environ):

@@ -3,9 +3,11 @@
 import base64
 import json
 import os
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,8 +16,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
-from infra import credentials, orphans, ports, services, stack
-from infra.settings import Settings, load_settings
+from infra import credentials, orphans, ports, stack
+from infra.settings import Settings
 from infra.stack import Stack
 
 pytestmark = pytest.mark.timeout(600)
@@ -23,8 +25,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    shared = load_settings()
-    envs = services.envs_folder(shared)
+    envs = Path(sys.prefix).resolve().parent  # the tests run in one of the environments, the others are beside it
     if not (envs / "servers" / "bin" / "python").exists():
         pytest.skip(f"no environments in {envs}: run python3 infra/bootstrap.py")
     with pytest.MonkeyPatch.context() as patch:

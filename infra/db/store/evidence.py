@@ -35,9 +35,10 @@ class Evidence:
 def load_evidence(db: Session, run_id: str, tier: str) -> list[Evidence]:
     """A tier's answers in a run, in the dataset's order."""
     scores = _scores(db, run_id, tier)
+    asked = select(AnswerRow.request_hash).where(AnswerRow.run_id == run_id, AnswerRow.tier == tier)
     seconds = (
         select(AttemptRow.request_hash, func.max(AttemptRow.seconds).label("seconds"))
-        .where(~AttemptRow.cached)
+        .where(~AttemptRow.cached, AttemptRow.request_hash.in_(asked))
         .group_by(AttemptRow.request_hash)
         .subquery()
     )

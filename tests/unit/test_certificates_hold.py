@@ -1,0 +1,114 @@
+"""Certificates hold: draws from a table whose truth is known, each judged against the whole table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from domain.certificates import Certificate, PairedRows, betting_p, grid_of, tune
+from domain.confidences import FloatArray
+from domain.workloads import Target
+
+ROWS = 3000
+POINTS = 50
+Choose = Callable[[PairedRows, Target, FloatArray], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Many draws: the share whose threshold loses more than allowed in truth, and the share with a threshold."""
+
+    violations: float
+    certified: float
+    saving: float
+
+
+def table_of(*, graded: bool) -> PairedRows:
+    """A cheap tier that is as good as it is sure, up to a point; one row in twelve has no confidence."""
+    rng = np.random.default_rng(20)
+    confidence = np.round(rng.beta(2, 1.5, ROWS), 2)  # rounded: many ties
+    chance = np.clip(0.55 + 0.45 * confidence, 0, 0.98)
+    if graded:
+        cheap, strong = rng.beta(12 * chance, 12 * (1 - chance)), rng.beta(11, 1.2, ROWS)
+    else:
+        cheap, strong = (rng.random(ROWS) < chance).astype(float), (rng.random(ROWS) < 0.93).astype(float)
+    confidence[rng.random(ROWS) < 1 / 12] = -np.inf
+    return PairedRows(confidence, cheap, strong, np.full(ROWS, 1.0), np.full(ROWS, 10.0))
+
+
+def drawn(table: PairedRows, chosen: np.ndarray) -> PairedRows:
+    return PairedRows(
+        table.confidence[chosen], table.cheap[chosen], table.strong[chosen], table.cheap_usd[chosen],
+        table.strong_usd[chosen],
+    )  # fmt: skip
+
+
+def quality(table: PairedRows, threshold: float) -> float:
+    return float(np.where(table.confidence >= threshold, table.cheap, table.strong).mean())
+
+
+def certified_threshold(rows: PairedRows, target: Target, grid: FloatArray) -> float | None:
+    verdict = tune(rows, target, grid=grid).verdict
+    return verdict.threshold if isinstance(verdict, Certificate) else None
+
+
+def best_empirical(rows: PairedRows, target: Target, grid: FloatArray) -> float | None:
+    """What must not be done: the lowest threshold that looks good enough on the rows at hand."""
+    floor = target.floor(float(rows.strong.mean()))
+    fitting = [float(threshold) for threshold in grid if quality(rows, float(threshold)) >= floor]
+    return min(fitting) if fitting else None
+
+
+def try_often(table: PairedRows, target: Target, choose: Choose, *, draws: int, n: int) -> Tried:
+    rng = np.random.default_rng(7)
+    floor = target.floor(float(table.strong.mean()))
+    grid = grid_of(table.confidence, POINTS)
+    chosen = [choose(drawn(table, rng.integers(0, ROWS, n)), target, grid) for _ in range(draws)]
+    found = [threshold for threshold in chosen if threshold is not None]
+    return Tried(
+        violations=sum(quality(table, threshold) < floor for threshold in found) / draws,
+        certified=len(found) / draws,
+        saving=float(np.mean([(table.confidence >= threshold).mean() for threshold in found])),
+    )
+
+
+def pass_line(delta: float, draws: int) -> float:
+    return delta + 3 * float(np.sqrt(delta * (1 - delta) / draws))
+
+
+def test_the_promise_is_broken_in_at_most_delta_of_the_draws_and_most_draws_certify() -> None:
+    target = Target(eps=0.05, delta=0.10)
+    tried = try_often(table_of(graded=False), target, certified_threshold, draws=300, n=600)
+    assert tried.violations <= pass_line(0.10, 300)
+    assert tried.certified > 0.7
+    assert tried.saving > 0.15
+
+
+def test_the_best_empirical_threshold_fails_the_same_check() -> None:
+    target = Target(eps=0.05, delta=0.10)
+    tried = try_often(table_of(graded=False), target, best_empirical, draws=300, n=600)
+    assert tried.violations > pass_line(0.10, 300)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+def test_betting_keeps_the_promise_for_graded_quality_and_the_best_empirical_threshold_does_not(kind: str) -> None:
+    target = Target.model_validate({"kind": kind, "eps": 0.05, "delta": 0.10})
+    table = table_of(graded=True)
+    betting = try_often(table, target, certified_threshold, draws=120, n=800)
+    assert betting.violations <= pass_line(0.10, 120)
+    assert betting.certified > 0.3
+    careless = try_often(table, target, best_empirical, draws=120, n=800)
+    assert careless.violations > pass_line(0.10, 120)
+
+
+def test_betting_rarely_passes_a_loss_that_is_exactly_the_bound_and_often_a_smaller_one() -> None:
+    rng = np.random.default_rng(3)
+
+    def passes(gap: float) -> float:
+        shares = [0.06 + gap, 0.06, 0.88 - gap]
+        draws = [rng.choice([1.0, -1.0, 0.0], size=500, p=shares) for _ in range(200)]
+        return float(np.mean([betting_p(loss, low=-1, high=1, bound=0.05, delta=0.1) <= 0.1 for loss in draws]))
+
+    assert passes(0.05) <= pass_line(0.10, 200)
+    assert passes(-0.03) > 0.8
