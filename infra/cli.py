@@ -37,7 +37,10 @@ def _exit_code(error: HeadraceError) -> int:
 
 
 def _connect(settings: Settings) -> None:
-    """Let this process reach the stack as the worker does; what the user gave stays."""
+    """Let this process reach the stack as the worker does; what the user gave stays.
+
+    Whatever imports Prefect is imported after this: Prefect reads the environment once, at its import.
+    """
     os.environ.update(stack.environment(settings))
 
 
@@ -60,13 +63,13 @@ def _idle_engines(settings: Settings, workload: str) -> frozenset[str]:
 
 
 def _up(settings: Settings, *, leave_out: frozenset[str] = frozenset()) -> None:
-    from infra.db.session import migrate
-    from infra.deployments import deploy
-
     with terminal.service_board(console) as report:
         wanted = stack.embedded(settings) - leave_out
         stack.up(settings, only=wanted - {"worker"}, report=report)
         _connect(settings)
+        from infra.db.session import migrate
+        from infra.deployments import deploy
+
         migrate()
         fresh = deploy(home=settings.home)
         stack.up(settings, only=wanted, report=report)
@@ -105,10 +108,10 @@ def logs(service: str, lines: Annotated[int, typer.Option(min=1)] = 50) -> None:
 @app.command()
 def deploy() -> None:
     """Apply prefect.yaml to the Prefect server."""
-    from infra import deployments
-
     settings = load_settings()
     _connect(settings)
+    from infra import deployments
+
     console.print("applied" if deployments.deploy(home=settings.home) else "up to date")
 
 
@@ -120,8 +123,6 @@ def run(
     max_rows: MaxRows = None,
 ) -> None:
     """Optimise a workload, then route its incoming rows with the bundle that was promoted."""
-    from infra import running
-
     settings = load_settings()
     console.print(terminal.banner(settings), markup=True)
     with _ctrl_c(settings, stop_stack=with_up):
@@ -129,6 +130,8 @@ def run(
             with _stage("stack"):
                 _up(settings, leave_out=_idle_engines(settings, workload))
         _connect(settings)
+        from infra import running
+
         running.optimize_then_route(load_settings(), workload, max_rows=max_rows, route=route, console=console)
 
 
@@ -153,9 +156,9 @@ def _ctrl_c(settings: Settings, *, stop_stack: bool) -> Generator[None]:
 @app.command()
 def runs(as_json: AsJson = False, limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
     """List the newest runs."""
+    _connect(load_settings())
     from infra import showing
 
-    _connect(load_settings())
     showing.list_runs(console, limit=limit, as_json=as_json)
 
 
@@ -166,9 +169,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: its figures, or its quarantine."""
+    _connect(load_settings())
     from infra import showing
 
-    _connect(load_settings())
     showing.show_run(console, run_id, quarantined=quarantined, as_json=as_json)
 
 
@@ -178,10 +181,10 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check the services and the ledger's equations: rows are conserved, tokens reconcile."""
-    from infra import showing
-
     settings = load_settings()
     _connect(settings)
+    from infra import showing
+
     well = showing.check(console, settings, run_id or None, as_json=as_json)
     if not well:
         raise typer.Exit(1)

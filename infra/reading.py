@@ -1,7 +1,6 @@
 """Reading data files through fsspec: csv, jsonl and parquet, row by row, bad rows by themselves."""
 
 import csv
-import io
 import json
 import math
 import re
@@ -18,6 +17,7 @@ from domain.datasets import BadRow, RawRow, excerpt
 from domain.errors import DatasetError, Place
 
 LONGEST_LINE = 16 * 1024 * 1024
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -73,14 +73,15 @@ def _refuse_wide_encodings(stream: BinaryIO, name: str) -> None:
 
 
 def _read_jsonl(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
-    for number, read in enumerate(_lines(stream), start=1):
-        line = read.removeprefix(b"\xef\xbb\xbf") if number == 1 else read
+    for number, line in enumerate(_lines(stream), start=1):
         if line.strip():
             yield _parse_line(line, Place(name, number))
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Whole lines; of one longer than LONGEST_LINE only the beginning, which is too long to be kept."""
+    """Whole lines without the mark that may open a file; of one longer than LONGEST_LINE only the beginning."""
+    if stream.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+        stream.seek(0)
     while line := stream.readline(LONGEST_LINE):
         rest = line
         while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
@@ -132,8 +133,7 @@ def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> RawRow:
 def _read_csv(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
     csv.field_size_limit(LONGEST_LINE)
     # Undecodable bytes come through as lone surrogates, so that one bad row does not stop the file.
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
+    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in _lines(stream)), strict=True)
     header = _header(reader, name)
     while True:
         place = Place(name, reader.line_num + 1)

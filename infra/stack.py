@@ -227,34 +227,3 @@ def _alone(settings: Settings, *, patience_s: float | None) -> Generator[None]:
                     break
                 time.sleep(0.1)
         yield
-
-
-def _main(words: list[str]) -> None:
-    """For development, until the command line exists: env, up, down, status."""
-    import sys
-
-    from infra.settings import load_settings
-
-    settings = load_settings()
-
-    def show(state: ServiceState) -> None:
-        memory = f"{state.memory_bytes / 1e6:7.0f} MB" if state.memory_bytes else ""
-        print(f"{state.name:14} {state.phase:9} {state.seconds:7.1f} s {memory} {state.url} {state.detail}", flush=True)
-
-    match words:
-        case ["env"]:
-            print("\n".join(f"export {name}='{value}'" for name, value in environment(settings).items()))
-        case ["up", *names]:
-            up(settings, only=names or None, report=show)
-        case ["down"]:
-            down(settings)
-        case _:
-            for state in status(settings):
-                show(state)
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    import sys
-
-    _main(sys.argv[1:])

@@ -98,7 +98,9 @@ def load_for(run: RunRef) -> LoadedWorkload:
     loaded = load_workload(Path(run.folder)).with_revisions(load_settings().engine_revisions)
     if loaded.hash != run.workload_hash:
         raise WorkloadError(
-            Place(run.folder), "the workload was edited while its run was under way", hint="Start the run again; what was answered is in the ledger."
+            Place(run.folder),
+            "the workload was edited while its run was under way",
+            hint="Start the run again; what was answered is in the ledger.",
         )
     return loaded
 

@@ -125,7 +125,7 @@ class Gateway:
     async def _post(self, worker: _Worker, request: Request) -> tuple[Completion | _Failure, Try]:
         if self._http is None:
             raise RuntimeError("the gateway is not open: use `async with`")
-        started = time.monotonic()
+        base_url, started = worker.base_url, time.monotonic()
         try:
             # A redirect is a refusal: rows go to the servers that were named and to no other.
             async with self._http.post(

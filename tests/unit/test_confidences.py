@@ -159,7 +159,9 @@ def test_several_closed_fields_are_read_from_one_answer() -> None:
 
 @EXAMPLES
 @given(st.integers(1, 12), st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
-def test_however_an_answer_is_cut_into_tokens_its_label_has_the_same_probability(size: int, weights: list[float]) -> None:
+def test_however_an_answer_is_cut_into_tokens_its_label_has_the_same_probability(
+    size: int, weights: list[float]
+) -> None:
     """Each piece's alternatives are those of the labels still possible, as an exact tokenizer would list them."""
     labels = ("card", "card_lost", "cash")
     odds = {label: weight / sum(weights) for label, weight in zip(labels, weights, strict=True)}
