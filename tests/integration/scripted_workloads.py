@@ -46,6 +46,24 @@ BROKEN = (
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """What a server counted: calls that reached it, and tokens by its own page of metrics."""
+
+    requests: int
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A completed run, and what each server counted meanwhile."""
+
+    id: str
+    cheap: Count
+    strong: Count
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """A workload's folder and the two servers that play its tiers."""
 
@@ -54,25 +72,21 @@ class Written:
     cheap: ScriptedServer
     strong: ScriptedServer
 
-    @property
-    def servers(self) -> tuple[ScriptedServer, ScriptedServer]:
-        """Cheap, then strong."""
-        return self.cheap, self.strong
-
-    def requests(self) -> int:
-        """Calls that reached the servers so far."""
-        return sum(server.calls.requests for server in self.servers)
-
     def start(self, flow: str) -> UUID:
         """Start a flow on it by name, as `headrace run` does."""
         return deployments.start(flow, parameters={"workload": str(self.folder)}, workload=self.name)
 
-    def run(self, flow: str) -> str:
-        """Start a flow on it and wait until it has completed; its id."""
+    def run(self, flow: str) -> Ran:
+        """Start a flow on it and wait until it has completed."""
+        before = [_count(server) for server in (self.cheap, self.strong)]
         run_id = self.start(flow)
         name, message = ended(run_id)
         assert name == "Completed", message
-        return str(run_id)
+        cheap, strong = (
+            Count(now.requests - then.requests, now.prompt - then.prompt, now.completion - then.completion)
+            for then, now in zip(before, map(_count, (self.cheap, self.strong)), strict=True)
+        )
+        return Ran(str(run_id), cheap, strong)
 
 
 def write(
@@ -82,12 +96,13 @@ def write(
     cheap: ScriptedServer,
     strong: ScriptedServer,
     rows: int,
-    incoming: int = 0,
     broken: Sequence[str] = (),
+    incoming: int = 0,
+    broken_incoming: Sequence[str] = (),
     **options: Any,
 ) -> Written:
-    """Write a workload: `rows` labelled rows, the broken ones after them, and `incoming` rows without a label."""
-    labelled = [json.dumps({**_row(n), "id": f"r{n}", "topic": TOPICS[n % len(TOPICS)]}) for n in range(rows)]
+    """Write a workload: labelled rows, rows without a label, and the broken ones after each."""
+    labelled = [json.dumps({**_row(n), "id": f"r{n}", "topic": topic(n)}) for n in range(rows)]
     arriving = [json.dumps({**_row(n), "id": f"i{n}"}) for n in range(rows, rows + incoming)]
     workload = {
         "version": 1,
@@ -117,14 +132,19 @@ def write(
     }
     folder.mkdir(parents=True)
     (folder / "labelled.jsonl").write_text("\n".join([*labelled, *broken]) + "\n")
-    (folder / "incoming.jsonl").write_text("\n".join(arriving) + "\n")
+    (folder / "incoming.jsonl").write_text("\n".join([*arriving, *broken_incoming]) + "\n")
     (folder / "schema.py").write_text(SCHEMA)
     (folder / "workload.yaml").write_text(json.dumps(workload, indent=1))  # JSON is YAML too
     return Written(name, folder, cheap, strong)
 
 
+def topic(n: int) -> str:
+    """The right label of row n."""
+    return TOPICS[n % len(TOPICS)]
+
+
 def _row(n: int) -> dict[str, str]:
-    return {"text": SENTENCES[TOPICS[n % len(TOPICS)]].format(n=1000 + n)}
+    return {"text": SENTENCES[topic(n)].format(n=1000 + n)}
 
 
 def ended(run_id: UUID, *, patience_s: float = 400) -> tuple[str, str]:
@@ -150,10 +170,8 @@ def spent(run_id: str) -> list[Spending]:
         return calls.spending(db, run_id)
 
 
-def metered(server: ScriptedServer) -> tuple[int, int]:
-    """Prompt and completion tokens since its start, by a server's own page of metrics."""
-    page = dict(
-        line.rsplit(" ", 1) for line in httpx.get(f"{server.root_url}/metrics").text.splitlines() if line[0] != "#"
-    )
+def _count(server: ScriptedServer) -> Count:
+    lines = httpx.get(f"{server.root_url}/metrics").text.splitlines()
+    page = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     values = {name.partition("{")[0]: int(float(value)) for name, value in page.items()}
-    return values["vllm:prompt_tokens_total"], values["vllm:generation_tokens_total"]
+    return Count(server.calls.requests, values["vllm:prompt_tokens_total"], values["vllm:generation_tokens_total"])
