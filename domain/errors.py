@@ -68,6 +68,13 @@ class RequestRefused(ModelError):
     hint = "Check model name, prompt length and schema against the server."
 
 
+class AnswerGarbled(ModelError):
+    """The server answers this request with something that is no chat completion, however often it is asked."""
+
+    retryable = True
+    hint = "Look at the answer in the server's log; the row is in quarantine, the others went on."
+
+
 class CompileError(HeadraceError):
     """The optimiser could not work on this workload."""
 

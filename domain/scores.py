@@ -55,7 +55,7 @@ def estimate(values: FloatArray) -> Estimate:
     """Mean and interval: Wilson for 0/1 values, Student's t clipped to [0, 1] otherwise."""
     n = len(values)
     if n == 0:
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        return Estimate(0.0, 0.0, 1.0, 0)  # nothing is known; no NaN, which JSON has no word for
     mean = float(values.mean())
     if np.isin(values, (0.0, 1.0)).all():
         interval = cast(tuple[float, float], stats.binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson"))

@@ -21,7 +21,10 @@ def optimize_then_route(
     folder = find_workload(workload, settings.workloads)
     loaded = load_workload(folder)
     name = loaded.workload.name
-    optimized = _run("optimize-workload", {"workload": str(folder), "max_rows": max_rows}, name, console)
+    # The name where it leads there: it reads better in Prefect than a path.
+    known = (settings.workloads / name.replace("-", "_"), settings.workloads / name)
+    asked = name if folder in [path.resolve() for path in known] else str(folder)
+    optimized = _run("optimize-workload", {"workload": asked, "max_rows": max_rows}, name, console)
     showing.summary(console, str(optimized))
     if not route or loaded.workload.dataset.incoming is None:
         return
@@ -31,7 +34,7 @@ def optimize_then_route(
     except NotFound as error:
         console.print(f"\nnothing to route with: {escape(error.message)}")
         return
-    routed = _run("route-batch", {"workload": str(folder), "max_rows": max_rows}, name, console)
+    routed = _run("route-batch", {"workload": asked, "max_rows": max_rows}, name, console)
     showing.summary(console, str(routed))
     showing.closing_words(console, name)
 

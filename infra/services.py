@@ -143,8 +143,8 @@ def _mlflow(settings: Settings, ports: Ports) -> Service:
     return Service(
         name="mlflow",
         description="MLflow server: experiments, prompts, bundles",
-        venv="servers",
-        argv=(python(settings, "servers"), *command, "--serve-artifacts", "--artifacts-destination", str(artifacts)),
+        venv="app",  # beside Phoenix's graphql-core 3.3 its run pages answer 500
+        argv=(python(settings, "app"), *command, "--serve-artifacts", "--artifacts-destination", str(artifacts)),
         environment={
             **QUIET,
             **_passfile(settings),

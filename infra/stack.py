@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,7 @@ class Stack:
     """What `up` brought up, and how our own processes reach it."""
 
     services: tuple[ServiceState, ...]
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
 
 
 def up(settings: Settings, *, only: Collection[str] | None = None, report: Callable[[ServiceState], None]) -> Stack:

@@ -13,7 +13,7 @@ from typing import Self
 import aiohttp
 import orjson
 
-from domain.errors import ModelError, ModelUnavailable, RequestRefused
+from domain.errors import AnswerGarbled, ModelError, ModelUnavailable, RequestRefused
 from domain.ledgers import OutcomeClass
 from domain.requests import Completion, Request, Usage
 from infra.llm.addresses import is_loopback
@@ -25,7 +25,7 @@ LONGEST_PAUSE_S = 20.0
 REST_S = 5.0
 """How long a server that did not answer at all is passed over while another one is there."""
 LONGEST_ANSWER = 32 * 1024 * 1024
-"""Bytes, unpacked: an answer of 24 tokens with its log-probabilities has about 50,000."""
+"""Bytes; an answer of 24 tokens with its log-probabilities has about 50,000."""
 NOTHING = Usage()
 
 
@@ -85,13 +85,15 @@ class Gateway:
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        headers = {"Content-Type": "application/json"}
+        # Answers come as they are: nothing is unpacked, so nothing can unpack without end.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self._deadline_s, sock_connect=10),
             headers=headers,
+            auto_decompress=False,
             trust_env=not all(is_loopback(worker.base_url) for worker in self._workers),
         )
         return self
@@ -169,7 +171,7 @@ def _read(request: Request, status: int, body: bytes, retry_after: str | None) -
         try:
             return read_completion(request, body)
         except Garbled as error:
-            return _Failure(OutcomeClass.GARBLED, ModelUnavailable(f"the answer is not a chat completion: {error}"))
+            return _Failure(OutcomeClass.GARBLED, AnswerGarbled(f"the answer is not a chat completion: {error}"))
     detail = body[:300].decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
     if status in RETRY_STATUSES:
         pause = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None

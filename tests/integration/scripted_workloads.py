@@ -120,6 +120,7 @@ def write(
             tier: {
                 "model": server.script.model,
                 "base_urls": [server.base_url],
+                "revision": name,  # else the ledger answers for another workload's model
                 "max_tokens": 24,
                 "max_demos": 2,
                 "usd_per_million": {"input": price, "output": 2 * price},

@@ -19,7 +19,7 @@ from infra.db.session import transaction
 from infra.db.store import answers, bundles, runs
 from infra.db.store.answers import StoredQuarantine
 from infra.db.store.runs import RunRecord
-from infra.llm.scripted import Script, ScriptedServer
+from infra.llm.scripted import Rule, Script, ScriptedServer
 from infra.stack import Stack
 from tests.integration import scripted_workloads
 from tests.integration.scripted_workloads import BROKEN, RULES, Count, Ran, Written, diagnosed, spent
@@ -27,7 +27,10 @@ from tests.integration.scripted_workloads import BROKEN, RULES, Count, Ran, Writ
 pytestmark = [pytest.mark.usefixtures("running"), pytest.mark.timeout(900)]
 ROWS, INCOMING = 120, 40
 KNOWS = Script(model="small", rules=RULES, noise=0.25, sharpness=8, seed=1)
-GUESSES = Script(model="small", rules=RULES, noise=0.9, seed=3)
+MIXED_UP = tuple(
+    Rule(pattern=rule.pattern, label=other.label) for rule, other in zip(RULES, (*RULES[1:], RULES[0]), strict=True)
+)
+WRONG = Script(model="small", rules=MIXED_UP, sharpness=8, seed=3)
 STRONG = Script(model="large", rules=RULES, noise=0.05, seed=2)
 NOTHING = Count(0, 0, 0)
 
@@ -69,8 +72,8 @@ def routed(workload: Written, optimized: Ran) -> Ran:
 
 @pytest.fixture(scope="module")
 def hopeless(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
-    """A cheap tier that is nearly always wrong."""
-    with ScriptedServer(GUESSES) as small, ScriptedServer(STRONG) as large:
+    """A cheap tier that is always wrong, and sure of it."""
+    with ScriptedServer(WRONG) as small, ScriptedServer(STRONG) as large:
         folder = tmp_path_factory.mktemp("workloads") / "hopeless"
         yield scripted_workloads.write(folder, name="hopeless", cheap=small, strong=large, rows=60, incoming=10)
 
@@ -194,7 +197,9 @@ def test_phoenix_holds_the_dataset_and_an_experiment_a_tier_with_a_run_for_every
     record = load(optimized)
     judged = diagnosed(optimized.id).rows.records - len(quarantine(optimized))
     with tracing.opened("show what is stored") as client:
-        dataset = client.datasets.get_dataset(dataset={"name": f"{workload.name}@{(record.dataset_version or '')[:12]}"})
+        dataset = client.datasets.get_dataset(
+            dataset={"name": f"{workload.name}@{(record.dataset_version or '')[:12]}"}
+        )
         assert len(dataset.examples) == ROWS
         for tier in TierName:
             (experiment_id,) = parse_qs(urlsplit(record.links[f"phoenix-{tier.value}"]).query)["experimentId"]

@@ -172,9 +172,13 @@ def test_more_rows_than_one_statement_takes_all_arrive_once(run_id: str) -> None
 
 
 def test_nothing_of_a_failed_transaction_stays(run_id: str) -> None:
-    with pytest.raises(ZeroDivisionError), transaction() as db:
-        calls.save_attempts(db, run_id, [attempt(str(uuid.uuid4()))])
-        _ = 1 / 0
+    def work() -> None:
+        with transaction() as db:
+            calls.save_attempts(db, run_id, [attempt(str(uuid.uuid4()))])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     with transaction() as db:
         count = db.scalar(select(func.count()).select_from(AttemptRow).where(AttemptRow.run_id == run_id))
         assert count == 0

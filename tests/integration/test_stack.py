@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,22 +24,19 @@ def _ignore(state: ServiceState) -> None:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """A home of its own, the machine's environments, and ports nobody else starts from."""
-    envs = Path(sys.prefix).resolve().parent  # the tests run in one of the environments, the others are beside it
-    if not (envs / "app" / "bin" / "python").exists():
-        pytest.skip(f"no environments in {envs}: run python3 infra/bootstrap.py")
-    for name in list(os.environ):
-        if name.startswith(OTHERS_NAMES):
-            monkeypatch.delenv(name)
-    settings = Settings(
-        home=tmp_path / "home",
-        envs=envs,
-        port_postgres=55000,
-        port_prefect=55100,
-        port_mlflow=55200,
-        port_phoenix=55300,
-        port_phoenix_grpc=55400,
+def settings(machine: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """A home of its own that may be broken, and no variable of the shared stack."""
+    for name in [name for name in os.environ if name.startswith(OTHERS_NAMES)]:
+        monkeypatch.delenv(name)
+    settings = machine.model_copy(
+        update={
+            "home": tmp_path / "home",
+            "port_postgres": 27000,
+            "port_prefect": 27100,
+            "port_mlflow": 27200,
+            "port_phoenix": 27300,
+            "port_phoenix_grpc": 27400,
+        }
     )
     yield settings
     stack.down(settings)

@@ -2,12 +2,8 @@
 
 import base64
 import json
-import os
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,32 +19,10 @@ from infra.stack import Stack
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    envs = Path(sys.prefix).resolve().parent  # the tests run in one of the environments, the others are beside it
-    if not (envs / "servers" / "bin" / "python").exists():
-        pytest.skip(f"no environments in {envs}: run python3 infra/bootstrap.py")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("HEADRACE_", "PREFECT_", "MLFLOW_", "PHOENIX_"))]:
-            patch.delenv(name)
-        return Settings(
-            home=tmp_path_factory.mktemp("stack") / "home",
-            envs=envs,
-            port_postgres=57000,
-            port_prefect=57100,
-            port_mlflow=57200,
-            port_phoenix=57300,
-            port_phoenix_grpc=57400,
-            port_worker=57500,
-        )
-
-
-@pytest.fixture(scope="module")
-def running(settings: Settings) -> Iterator[Stack]:
-    try:
-        yield stack.up(settings, only={"mlflow", "phoenix", "worker"}, report=lambda _: None)
-    finally:
-        stack.down(settings)
+@pytest.fixture
+def settings(home: Settings) -> Settings:
+    """The shared stack's."""
+    return home
 
 
 def _answer(url: str, **headers: str) -> tuple[int, bytes]:
@@ -120,10 +94,3 @@ def test_no_secret_reaches_a_log_or_the_run_folder(settings: Settings, running: 
     hidden = credentials.known(settings)
     for path in (*settings.home.glob("run/*"), *settings.home.glob("logs/*")):
         assert not path.is_file() or not any(value in path.read_text(errors="replace") for value in hidden), path
-
-
-def test_down_leaves_no_process(settings: Settings, running: Stack) -> None:
-    family = orphans.find(settings.home / "run")
-    stack.down(settings)
-    assert len(family) > 5
-    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

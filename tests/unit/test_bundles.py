@@ -34,7 +34,9 @@ REFUSED = NotCertified(kind="absolute", eps=0.05, delta=0.1, n=3, test="t", reas
 
 
 def bundle(**changes: object) -> Bundle:
-    tier = BundledTier(tier=Tier(model="a", usd_per_million=Prices(input=1, output=2)), prompt=PROMPT, prior={"card": 1})
+    tier = BundledTier(
+        tier=Tier(model="a", usd_per_million=Prices(input=1, output=2)), prompt=PROMPT, prior={"card": 1}
+    )
     strong = tier.model_copy(update={"tier": tier.tier.model_copy(update={"model": "b"})})
     parts: dict[str, object] = {
         "workload": "w",

@@ -252,6 +252,34 @@ def test_a_relative_target_allows_a_share_of_the_strong_tiers_quality_and_no_mor
     assert 0 < breaks.gap < 0.04, "of a loss of 0.07 a row, so many rows are escalated that a tenth of 0.40 is left"
 
 
+def betting_row_by_row(x: FloatArray, *, m: float, delta: float) -> float:
+    """The test as the papers write it: each bet is placed before its row is seen."""
+    wealth, highest, seen, spread, variance = 1.0, 1.0, 0.5, 0.25, 0.25
+    for count, value in enumerate(x, start=1):
+        bet = min(math.sqrt(2 * math.log(1 / delta) / (len(x) * variance)), 0.75 / (1 - m))
+        wealth *= 1 + bet * (m - value)
+        highest = max(highest, wealth)
+        seen += value
+        spread += (value - seen / (count + 1)) ** 2
+        variance = spread / (count + 1)
+    return 1 / highest
+
+
+@EXAMPLES
+@given(seed=st.integers(0, 1000), n=st.integers(1, 200), eps=st.floats(0.01, 0.5), relative=st.booleans())
+def test_betting_is_the_published_test_and_no_bet_knows_its_own_row(
+    seed: int, n: int, eps: float, *, relative: bool
+) -> None:
+    loss = np.random.default_rng(seed).choice([-1.0, -0.25, 0.0, 0.0, 0.0, 0.5], size=n)
+    if relative:
+        found = betting_p(loss, low=-1, high=1 - eps, bound=0.0, delta=0.1)
+        expected = betting_row_by_row((loss + 1) / (2 - eps), m=1 / (2 - eps), delta=0.1)
+    else:
+        found = betting_p(loss, low=-1, high=1, bound=eps, delta=0.1)
+        expected = betting_row_by_row((loss + 1) / 2, m=(1 + eps) / 2, delta=0.1)
+    assert found == pytest.approx(expected)
+
+
 def test_betting_gives_a_p_value_of_one_when_every_row_is_a_loss_and_a_small_one_when_none_is() -> None:
     assert betting_p(np.ones(500), low=-1, high=1, bound=0.05, delta=0.1) == 1.0
     assert betting_p(np.zeros(500), low=-1, high=1, bound=0.05, delta=0.1) < 0.1

@@ -88,7 +88,12 @@ def test_every_error_says_whether_another_try_can_help_and_what_to_do() -> None:
         error = kind(Place("f", 1), "broken") if issubclass(kind, InputError) else kind("broken")
         assert isinstance(kind.retryable, bool)
         assert str(error).endswith(f"broken Fix: {kind.hint}")
-    assert {kind.__name__ for kind in own if kind.retryable} == {"ModelUnavailable", "StoreError", "TraceStoreError"}
+    assert {kind.__name__ for kind in own if kind.retryable} == {
+        "AnswerGarbled",
+        "ModelUnavailable",
+        "StoreError",
+        "TraceStoreError",
+    }
 
 
 @pytest.mark.parametrize(
