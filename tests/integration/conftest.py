@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -79,7 +80,7 @@ def running(home: Settings, ledger: str) -> Iterator[Stack]:
     surroundings = _up(home, "prefect", "mlflow", "phoenix").environment
     deployments.deploy(home=home.home)
     # Prefect read its settings when it was imported.
-    known = {
+    known: dict[Any, str] = {
         PREFECT_API_URL: surroundings["PREFECT_API_URL"],
         PREFECT_API_AUTH_STRING: surroundings["PREFECT_API_AUTH_STRING"],
         PREFECT_HOME: surroundings["PREFECT_HOME"],

@@ -147,7 +147,7 @@ def test_a_look_up_in_the_ledger_is_counted_and_is_no_call(run_id: str) -> None:
 
 
 def test_a_later_answer_of_a_tier_to_a_row_replaces_the_earlier(run_id: str) -> None:
-    def said(output: dict[str, object] | None) -> StoredAnswer:
+    def said(output: dict[str, str] | None) -> StoredAnswer:
         return StoredAnswer("k", "cheap", "h" * 64, output, 0.5, reasks=0, tokens=3, usd=0.1, failed=None)
 
     for output in (None, {"topic": "a"}):
@@ -224,6 +224,12 @@ def some(run_id: str, snapshot: str) -> None:
         answers.save_settled(db, run_id, snapshot, [outcome(0), outcome(1), Unanswered(record(2).key, "no idea")])
 
 
+def some_then_cancelled(run_id: str, snapshot: str) -> None:
+    some(run_id, snapshot)
+    with transaction() as db:
+        runs.change_run(db, run_id, state="cancelled")
+
+
 def everything(run_id: str, snapshot: str) -> None:
     some(run_id, snapshot)
     with transaction() as db:
@@ -240,6 +246,7 @@ def everything_twice(run_id: str, snapshot: str) -> None:
     [
         (nothing, "5 records = 0 outcomes + 0 quarantined + 0 cancelled + 5 pending"),
         (some, "5 records = 2 outcomes + 1 quarantined + 0 cancelled + 2 pending"),
+        (some_then_cancelled, "5 records = 2 outcomes + 1 quarantined + 2 cancelled + 0 pending"),
         (everything, "5 records = 4 outcomes + 1 quarantined + 0 cancelled + 0 pending"),
         (everything_twice, "5 records = 4 outcomes + 1 quarantined + 0 cancelled + 0 pending"),
     ],

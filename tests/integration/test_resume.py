@@ -77,8 +77,8 @@ class Killed:
 @pytest.fixture(scope="module")
 def killed(running: Stack, home: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
     """`optimize-workload` with slow models, killed when the ledger held twenty answers, and started again."""
-    slow = {"rules": RULES, "latency_s": 0.4}
-    small, large = Script(model="small", noise=0.25, seed=1, **slow), Script(model="large", seed=2, **slow)
+    small = Script(model="small", rules=RULES, latency_s=0.4, noise=0.25, seed=1)
+    large = Script(model="large", rules=RULES, latency_s=0.4, seed=2)
     with ScriptedServer(small) as cheap, ScriptedServer(large) as strong:
         folder = tmp_path_factory.mktemp("workloads") / "interrupted"
         workload = scripted_workloads.write(folder, name="interrupted", cheap=cheap, strong=strong, rows=ROWS)

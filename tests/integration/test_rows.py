@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -69,7 +69,7 @@ def open_run() -> str:
 
 
 @contextmanager
-def serving(*faults: Fault, port: int = 0) -> Iterator[ScriptedServer]:
+def serving(*faults: Fault, port: int = 0) -> Generator[ScriptedServer]:
     with ScriptedServer(Script(rules=RULES, faults=faults), port=port) as server:
         yield server
 

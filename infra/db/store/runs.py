@@ -111,14 +111,14 @@ def take_rows(db: Session, run_id: str, keys: Iterable[tuple[str, int]]) -> None
 
 
 def conservation(db: Session, run_id: str) -> Conservation:
-    """Count a run's rows, each term by itself."""
+    """Count a run's rows, each term by itself; what a cancelled run left over counts as cancelled."""
 
     def count(table: type[RunRowRow] | type[OutcomeRow] | type[QuarantinedRow]) -> int:
         return db.scalar(select(func.count()).select_from(table).where(table.run_id == run_id)) or 0
 
     settled = select(OutcomeRow.record_key).where(OutcomeRow.run_id == run_id)
     refused = select(QuarantinedRow.record_key).where(QuarantinedRow.run_id == run_id)
-    pending = db.scalar(
+    left = db.scalar(
         select(func.count())
         .select_from(RunRowRow)
         .where(
@@ -127,12 +127,13 @@ def conservation(db: Session, run_id: str) -> Conservation:
             RunRowRow.record_key.not_in(refused),
         )
     )
+    stopped = db.scalar(select(RunRow.state).where(RunRow.id == run_id)) == "cancelled"
     return Conservation(
         records=count(RunRowRow),
         outcomes=count(OutcomeRow),
         quarantined=count(QuarantinedRow),
-        cancelled=0,
-        pending=pending or 0,
+        cancelled=(left or 0) if stopped else 0,
+        pending=0 if stopped else left or 0,
     )
 
 
