@@ -26,7 +26,7 @@ def main() -> None:
     try:
         app()
     except HeadraceError as error:
-        Console(stderr=True, highlight=False).print(terminal.failure(error))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(terminal.failure(error))
         sys.exit(_exit_code(error))
 
 

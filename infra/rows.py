@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from domain.answers import Answer, settle
@@ -61,8 +62,11 @@ async def generate(
     """
     tally = Tally(rows=len(rows))
     calls = [Call(deployment.request(row), row.key) for row in rows]
-    async with open_ledgered(run_id, deployment.name, deployment.tier, settings) as ledgered:
-        async for answered in ledgered.answer(calls, stage=Stage.GENERATE):
+    async with (
+        open_ledgered(run_id, deployment.name, deployment.tier, settings) as ledgered,
+        aclosing(ledgered.answer(calls, stage=Stage.GENERATE)) as answers,
+    ):
+        async for answered in answers:
             if isinstance(answered.error, ModelUnavailable):
                 raise answered.error
             if answered.error is not None:

@@ -39,15 +39,15 @@ def failure(error: HeadraceError) -> str:
 
 @contextmanager
 def service_board(console: Console) -> Generator[Callable[[ServiceState], None]]:
-    """Print each service once when it begins and once when it is healthy or failed."""
-    last: dict[str, str] = {}
+    """Print each service when it begins, tells something new, is healthy or fails."""
+    last: dict[str, tuple[str, str]] = {}
 
     def report(state: ServiceState) -> None:
-        if last.get(state.name) == state.phase:
+        if last.get(state.name) == (state.phase, state.detail):
             return
-        last[state.name] = state.phase
+        last[state.name] = (state.phase, state.detail)
         took = f"  {state.seconds:.0f} s" if state.phase == "healthy" and state.seconds >= 1 else ""
-        detail = f"  {escape(state.detail)}" if state.detail and state.phase == "failed" else ""
+        detail = f"  {escape(state.detail)}" if state.detail and state.phase != "healthy" else ""
         console.print(f"  {MARKS[state.phase]} {state.name:<14} {escape(state.url)}{took}{detail}")
 
     yield report

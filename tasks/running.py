@@ -88,9 +88,17 @@ def end_run(run_id: str, *, state: str) -> None:
 
 
 def note_failure(flow: object, flow_run: FlowRun, state: State) -> None:
-    """State hook: a run that failed, crashed or was cancelled says so in the ledger."""
+    """State hook: a run that failed, crashed or was cancelled says so in the ledger and in MLflow."""
     ended = {StateType.CANCELLING: "cancelled", StateType.CANCELLED: "cancelled", StateType.CRASHED: "crashed"}
-    end_run(str(flow_run.id), state=ended.get(state.type, "failed"))
+    run_id = str(flow_run.id)
+    with transaction() as db:
+        if not runs.is_known(db, run_id):
+            return  # it failed before it was opened: there is nothing to end
+    end_run(run_id, state=ended.get(state.type, "failed"))
+    with transaction() as db:
+        record = runs.load_run(db, run_id)
+    tracked = tracking.open_run(workload=record.workload, flow_run_id=run_id, kind=record.kind, tags={})
+    tracking.close(tracked, failed=True)
 
 
 def load_for(run: RunRef) -> LoadedWorkload:

@@ -13,10 +13,12 @@ OTHERS_NAMES = ("HEADRACE_", "DATABASE_URL", "PREFECT_", "MLFLOW_", "PHOENIX_", 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def machine() -> Iterator[Settings]:
-    """Defaults, with the folders of environments and weights that HEADRACE_ENVS and HEADRACE_WEIGHTS name."""
+def defaults() -> Iterator[Settings]:
+    """Default settings; of the caller's own only the folders of environments and weights stay."""
     given = load_settings()
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(OTHERS_NAMES)]:
             patch.delenv(name)
-        yield Settings(envs=services.envs_folder(given), weights=services.weights_folder(given))
+        patch.setenv("HEADRACE_ENVS", str(services.envs_folder(given)))
+        patch.setenv("HEADRACE_WEIGHTS", str(services.weights_folder(given)))
+        yield Settings()

@@ -3,8 +3,8 @@
 import asyncio
 import threading
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -52,8 +52,11 @@ class Ledgered:
         self._tier = tier
         self._prices = prices
 
-    async def answer(self, calls: Sequence[Call], *, stage: Stage) -> AsyncIterator[Answered]:
-        """Yield every call once, as it is settled and stored: first the known ones, then the sent ones."""
+    async def answer(self, calls: Sequence[Call], *, stage: Stage) -> AsyncGenerator[Answered]:
+        """Yield every call once, as it is settled and stored: first the known ones, then the sent ones.
+
+        Whoever stops half-way closes it (`aclosing`), else it goes on sending.
+        """
         known = await asyncio.to_thread(self._look_up, calls, stage)
         waiting: dict[str, list[Call]] = {}
         for call in calls:
@@ -61,21 +64,23 @@ class Ledgered:
                 yield Answered(call, completion, None, cached=True, usd=0.0)
             else:
                 waiting.setdefault(call.request.hash, []).append(call)
-        async for batch in _batches(self._gateway, [same[0].request for same in waiting.values()]):
-            settled = [self._settle(waiting[reply.request.hash][0], reply, stage) for reply in batch]
-            await asyncio.to_thread(self._save, settled)
-            for answered, _ in settled:
-                yield answered
-                for call in waiting[answered.call.request.hash][1:]:  # other rows with the same words
-                    yield replace(answered, call=call, cached=True, usd=0.0)
+        async with aclosing(_batches(self._gateway, [same[0].request for same in waiting.values()])) as batches:
+            async for batch in batches:
+                settled = [self._settle(waiting[reply.request.hash][0], reply, stage) for reply in batch]
+                await asyncio.to_thread(self._save, settled)
+                for answered, _ in settled:
+                    yield answered
+                    for call in waiting[answered.call.request.hash][1:]:  # other rows with the same words
+                        yield replace(answered, call=call, cached=True, usd=0.0)
 
     async def ask(self, call: Call, *, stage: Stage) -> Completion:
         """One call; raises the ModelError that it ended with."""
-        async for answered in self.answer([call], stage=stage):
-            if answered.completion is not None:
-                return answered.completion
-            if answered.error is not None:
-                raise answered.error
+        async with aclosing(self.answer([call], stage=stage)) as answers:
+            async for answered in answers:
+                if answered.completion is not None:
+                    return answered.completion
+                if answered.error is not None:
+                    raise answered.error
         raise AssertionError("answer() settles every call")
 
     def _look_up(self, calls: Sequence[Call], stage: Stage) -> dict[str, Completion]:
@@ -132,7 +137,7 @@ class Ledgered:
             store.save_completions(db, [(a.call.request, a.completion) for a, _ in settled if a.completion])
 
 
-async def _batches(gateway: Gateway, requests: Sequence[Request]) -> AsyncIterator[list[Reply]]:
+async def _batches(gateway: Gateway, requests: Sequence[Request]) -> AsyncGenerator[list[Reply]]:
     """Send everything and hand replies on a few at a time; a store that is slow holds up the sending."""
     room = asyncio.Semaphore(gateway.window + SAVE_EVERY)
 

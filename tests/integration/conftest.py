@@ -22,9 +22,9 @@ def _ignore(state: ServiceState) -> None:
 
 
 @pytest.fixture(scope="session")
-def home(machine: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def home(defaults: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """The shared stack's home, nothing up yet; at the end all of it is down, and no process is left."""
-    settings = machine.model_copy(
+    settings = defaults.model_copy(
         update={
             "home": tmp_path_factory.mktemp("shared") / "home",
             # Below the ports that the kernel hands out for outgoing connections.

@@ -344,6 +344,9 @@ async def test_an_abandoned_run_loses_no_more_than_a_window_and_an_unsaved_batch
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        while server.calls.in_flight:  # noqa: ASYNC110 - likewise
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         sent = server.calls.requests
         tally = await generate(run_id, how, given, settings)
         assert server.calls.requests - sent == tally.calls == len(given) - tally.cached

@@ -24,11 +24,11 @@ def _ignore(state: ServiceState) -> None:
 
 
 @pytest.fixture
-def settings(machine: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def settings(defaults: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """A home of its own that may be broken, and no variable of the shared stack."""
     for name in [name for name in os.environ if name.startswith(OTHERS_NAMES)]:
         monkeypatch.delenv(name)
-    settings = machine.model_copy(
+    settings = defaults.model_copy(
         update={
             "home": tmp_path / "home",
             "port_postgres": 27000,

@@ -40,7 +40,7 @@ class RunRecord:
 def open_run(
     db: Session, run_id: str, *, kind: str, workload: str, workload_hash: str, spec: Json, meters: Json
 ) -> None:
-    """Begin a run, or begin it again: the readings and the start of the first time stay."""
+    """Begin a run, or begin it again: the first readings and the first start stay, its end is forgotten."""
     values = {
         "id": run_id,
         "kind": kind,
@@ -50,7 +50,11 @@ def open_run(
         "state": "running",
         "meters_before": meters,
     }
-    db.execute(insert(RunRow).values(values).on_conflict_do_update(index_elements=["id"], set_={"state": "running"}))
+    db.execute(
+        insert(RunRow)
+        .values(values)
+        .on_conflict_do_update(index_elements=["id"], set_={"state": "running", "ended_at": None, "meters_after": None})
+    )
 
 
 def change_run(db: Session, run_id: str, **values: Any) -> None:
@@ -71,6 +75,11 @@ def add_links(db: Session, run_id: str, links: dict[str, str]) -> None:
 def add_summary(db: Session, run_id: str, part: Json) -> None:
     """Add figures to a run's summary."""
     change_run(db, run_id, summary=RunRow.summary.op("||")(part))
+
+
+def is_known(db: Session, run_id: str) -> bool:
+    """Whether a run was opened."""
+    return db.get(RunRow, run_id) is not None
 
 
 def load_run(db: Session, run_id: str) -> RunRecord:
