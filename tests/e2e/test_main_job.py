@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "support_triage"
 SLICE = 90
 
+# The first test waits for the weights to be converted, the stack to come up and the whole job to be done.
+pytestmark = pytest.mark.timeout(1800)
+
 
 class Machine:
     """A home folder of its own, and the command line on it."""
