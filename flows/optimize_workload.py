@@ -5,7 +5,7 @@ from prefect import flow
 from domain.workloads import TierName
 from tasks.chunking import judged_chunks
 from tasks.compiling import compile_prompt
-from tasks.evaluating import export_evaluation, score_tier
+from tasks.evaluating import confirm_spans, export_evaluation, score_tier
 from tasks.generating import generate_chunk
 from tasks.promoting import promote_bundle
 from tasks.references import BundleRef
@@ -38,5 +38,6 @@ def optimize_workload(workload: str = "support-triage", max_rows: int | None = N
     shown = [export_evaluation(run, data, p, s) for p, s in zip(prompts, scored, strict=True)]
     tuned = tune_router(run, data, prompts, scored)
     bundle = promote_bundle(run, data, tuned)
-    close_run(run, [bundle, shown])
+    confirmed = confirm_spans(run, bundle)
+    close_run(run, [shown, confirmed])
     return bundle

@@ -1,7 +1,8 @@
 """From the ledger's evidence to what Phoenix shows: experiment rows, and spans of a sampled share."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 from domain.canonical import canonical, share
 from domain.prompts import Message
@@ -49,6 +50,7 @@ def _confidence(e: Evidence) -> list[ScoreValue]:
 
 
 def _spans(e: Evidence, run_id: str) -> list[SpanData]:
+    """The row, and the call below it where there was one."""
     key = _key(e, run_id)
     facts: Mapping[str, str | int | float | bool] = {
         "headrace.run_id": run_id,
@@ -58,7 +60,6 @@ def _spans(e: Evidence, run_id: str) -> list[SpanData]:
         "headrace.request_hash": e.answer.request_hash,
         "headrace.reasks": e.answer.reasks,
     }
-    output = canonical(e.answer.output).decode() if e.answer.output is not None else ""
     root = SpanData(
         name=f"row {e.answer.tier}",
         kind=SpanKind.CHAIN,
@@ -68,33 +69,31 @@ def _spans(e: Evidence, run_id: str) -> list[SpanData]:
         started=e.started,
         ended=e.ended,
         input=canonical(e.inputs).decode(),
-        output=output,
+        output=canonical(e.answer.output).decode() if e.answer.output is not None else "",
         error=e.answer.failed,
         session=run_id,
         metadata=facts,
     )
-    if e.request is None:
-        return [root]
+    return [root] if e.request is None else [root, _chat(e, e.request, root)]
+
+
+def _chat(e: Evidence, request: Mapping[str, Any], root: SpanData) -> SpanData:
     call = LlmCall(
-        model=str(e.request["model"]),
-        messages=cast(list[Message], e.request["messages"]),
+        model=str(request["model"]),
+        messages=cast(list[Message], request["messages"]),
         output=e.text,
         prompt_tokens=e.prompt_tokens,
         completion_tokens=e.completion_tokens,
         finish_reason=e.finish_reason,
     )
-    child = SpanData(
+    return replace(
+        root,
         name="chat",
         kind=SpanKind.LLM,
-        key=f"{key}/chat",
-        trace_key=key,
-        parent_key=key,
-        started=e.started,
-        ended=e.ended,
-        input=canonical(e.request["messages"]).decode(),
+        key=f"{root.key}/chat",
+        parent_key=root.key,
+        input=canonical(request["messages"]).decode(),
         output=e.text,
+        error=None,
         llm=call,
-        session=run_id,
-        metadata=facts,
     )
-    return [root, child]

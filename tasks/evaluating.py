@@ -2,7 +2,7 @@
 
 import asyncio
 
-from prefect import task
+from prefect import get_run_logger, task
 
 from domain.canonical import canonical
 from domain.datasets import JUDGED, Split
@@ -21,7 +21,7 @@ from infra.llm.ledgered import Call, open_ledgered
 from infra.progress import Progress
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload
-from tasks.references import ChunkRef, DatasetRef, PromptRef, RunRef, ScoredRef
+from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef, ScoredRef
 from tasks.running import is_retryable, load_for, step
 
 
@@ -65,6 +65,21 @@ def export_evaluation(run: RunRef, data: DatasetRef, prompt: PromptRef, scored: 
         runs.add_links(db, run.run_id, {f"phoenix-{prompt.tier.value}": url})
     tracking.set_tags(run.tracking_id, {f"headrace.link.phoenix-{prompt.tier.value}": url})
     return url
+
+
+@task(retry_condition_fn=is_retryable)
+def confirm_spans(run: RunRef, _promoted: BundleRef) -> int:
+    """Send again the spans that Phoenix acknowledged but does not hold; returns how many were missing.
+
+    Phoenix keeps what it acknowledges in memory for some seconds and loses it when it is killed.
+    """
+    with transaction() as db:
+        found = [e for tier in TierName for e in load_evidence(db, run.run_id, tier)]
+    sampled = span_sample(found, run_id=run.run_id, share_of_rows=load_settings().span_sample)
+    left = spans.missing([spans.span_id(span.key) for span in sampled], project=run.workload)
+    spans.export([span for span in sampled if spans.span_id(span.key) in left], project=run.workload)
+    get_run_logger().info("%d of %d spans had to be sent again", len(left), len(sampled))
+    return len(left)
 
 
 def _score(loaded: LoadedWorkload, row: StoredRecord, answer: StoredAnswer) -> StoredScore:
