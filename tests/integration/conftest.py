@@ -12,6 +12,7 @@ from infra import deployments, orphans, stack
 from infra.db.session import database_url, engine_for, migrate
 from infra.settings import Settings
 from infra.stack import ServiceState, Stack
+from tests.integration.begun_runs import open_run
 
 SMALL = {"HEADRACE_CHUNK_ROWS": "30", "HEADRACE_IN_FLIGHT": "8", "HEADRACE_SPAN_SAMPLE": "0.2"}
 """A hundred rows are several chunks, and a killed flow leaves most of them undone."""
@@ -60,6 +61,12 @@ def ledger(home: Settings) -> Iterator[str]:
     migrate()
     yield database_url()
     engine_for(database_url()).dispose()
+
+
+@pytest.fixture
+def run_id(ledger: str) -> str:
+    """A run that has begun."""
+    return open_run()
 
 
 @pytest.fixture(scope="session")

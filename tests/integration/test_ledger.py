@@ -22,6 +22,7 @@ from infra.db.session import engine_for, migrate, transaction
 from infra.db.store import answers, calls, datasets, runs
 from infra.db.store.answers import StoredAnswer, StoredQuarantine
 from infra.db.tables import AnswerRow, AttemptRow, Base, CompletionRow
+from tests.integration.begun_runs import open_run
 
 VERSION = "select version_num from alembic_version"
 
@@ -35,19 +36,6 @@ def empty_database(ledger: str, monkeypatch: pytest.MonkeyPatch) -> str:
     url = make_url(ledger).set(database=name).render_as_string(hide_password=False)
     monkeypatch.setenv("HEADRACE_DATABASE_URL", url)
     return url
-
-
-@pytest.fixture
-def run_id(ledger: str) -> str:
-    """A run that has begun."""
-    return open_run()
-
-
-def open_run() -> str:
-    run_id = str(uuid.uuid4())
-    with transaction() as db:
-        runs.open_run(db, run_id, kind="optimize", workload="w", workload_hash="0" * 64, spec={}, meters={})
-    return run_id
 
 
 def tables(url: str) -> set[str]:

@@ -32,6 +32,7 @@ from infra.llm.scripted import Fault, Rule, Script, ScriptedServer
 from infra.progress import Progress
 from infra.rows import Deployment, Tally
 from infra.settings import Settings, load_settings
+from tests.integration.begun_runs import open_run
 
 pytestmark = pytest.mark.timeout(120)
 WINDOW = 8
@@ -53,19 +54,6 @@ EVEN = LabelPrior({"card": 0.5, "loan": 0.5})
 def settings(ledger: str) -> Settings:
     """A small window, so that much is left when a server dies."""
     return load_settings().model_copy(update={"in_flight": WINDOW, "request_deadline_s": 20.0})
-
-
-@pytest.fixture
-def run_id(ledger: str) -> str:
-    """A run that has begun."""
-    return open_run()
-
-
-def open_run() -> str:
-    run_id = str(uuid.uuid4())
-    with transaction() as db:
-        runs.open_run(db, run_id, kind="optimize", workload="w", workload_hash="0" * 64, spec={}, meters={})
-    return run_id
 
 
 @contextmanager
