@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.conftest import OTHERS_NAMES
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "support_triage"
 SLICE = 90
@@ -29,7 +31,7 @@ class Machine:
         self.workload = workload
         shared = Path(os.environ.get("HEADRACE_HOME", "~/.local/share/headrace")).expanduser()
         self.environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith(OTHERS_NAMES)},
             "HEADRACE_HOME": str(home),
             "HEADRACE_ENVS": os.environ.get("HEADRACE_ENVS", str(shared / "envs")),
             "HEADRACE_WEIGHTS": os.environ.get("HEADRACE_WEIGHTS", str(shared / "weights")),
