@@ -47,19 +47,23 @@ class PromptVersion(BaseModel):
 
     def render(self, inputs: dict[str, JsonValue]) -> list[Message]:
         """The exact messages for one row; row text is data and is never read as a template."""
+        return [*self.opening(), self.question(inputs)]
+
+    def opening(self) -> list[Message]:
+        """The messages before the row's own: the same for every row."""
         messages = [Message(role="system", content=self.system())]
         for demo in self.demos:
-            messages.append(Message(role="user", content=self._question(demo.inputs)))
+            messages.append(self.question(demo.inputs))
             messages.append(Message(role="assistant", content=self._answer(demo.output)))
-        messages.append(Message(role="user", content=self._question(inputs)))
         return messages
+
+    def question(self, inputs: dict[str, JsonValue]) -> Message:
+        """The last message: the row's fields, as they are."""
+        return Message(role="user", content="\n".join(f"{_title(f)}: {_plain(inputs[f])}" for f in self.input_fields))
 
     def template(self) -> list[Message]:
         """The messages with {{double_braces}} for the row's fields, for people and prompt registries."""
         return self.render({field: "{{" + field + "}}" for field in self.input_fields})
-
-    def _question(self, inputs: dict[str, JsonValue]) -> str:
-        return "\n".join(f"{_title(field)}: {_plain(inputs[field])}" for field in self.input_fields)
 
     def _answer(self, output: dict[str, JsonValue]) -> str:
         # In the schema's order, in which the model must write: canonical JSON would sort the fields.

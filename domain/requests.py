@@ -1,13 +1,14 @@
 """Requests and completions: exactly what is sent and exactly what came back."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
 from pydantic import JsonValue
 
-from domain.canonical import digest
+from domain.canonical import canonical, digest
 from domain.prompts import Message
 from domain.schemas import OutputSchema
 from domain.workloads import Tier
@@ -17,21 +18,53 @@ TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
-class Request:
-    """One model call: the body of POST /chat/completions and the revision of the weights that answer it."""
+class Frame:
+    """All of a request but its last message: one and the same for every row that one prompt asks about."""
 
     body: dict[str, JsonValue]
     revision: str | None
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over body and revision: the key of the ledger and of replay."""
+        """sha256 over body and revision."""
         return digest({"body": self.body, "revision": self.revision})
+
+
+@dataclass(frozen=True)
+class Request:
+    """One model call: the body of POST /chat/completions and the revision of the weights that answer it."""
+
+    frame: Frame
+    last: Message
+
+    @classmethod
+    def of(cls, body: Mapping[str, JsonValue], revision: str | None) -> "Request":
+        """A request by its whole body, which has at least one message."""
+        messages = cast(list[Message], body["messages"])
+        frame = Frame({**body, "messages": cast(list[JsonValue], messages[:-1])}, revision)
+        return cls(frame, messages[-1])
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over the frame's hash and the last message: the key of the ledger and of replay."""
+        last = canonical(cast(JsonValue, self.last))
+        return hashlib.sha256(self.frame.hash.encode() + last).hexdigest()
+
+    @property
+    def body(self) -> dict[str, JsonValue]:
+        """What is sent."""
+        messages = [*cast(list[JsonValue], self.frame.body["messages"]), cast(JsonValue, self.last)]
+        return {**self.frame.body, "messages": messages}
 
     @property
     def model(self) -> str:
         """The served model name."""
-        return cast(str, self.body["model"])
+        return cast(str, self.frame.body["model"])
+
+    @property
+    def revision(self) -> str | None:
+        """The version of the weights that answer."""
+        return self.frame.revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +88,16 @@ class Completion:
     fingerprint: str | None = None
 
 
-def row_request(messages: list[Message], *, tier: Tier, schema: OutputSchema) -> Request:
+def row_request(messages: Sequence[Message], *, tier: Tier, schema: OutputSchema) -> Request:
     """The request for one row: guided by the schema, with log-probabilities at each token."""
+    return Request(row_frame(messages[:-1], tier=tier, schema=schema), messages[-1])
+
+
+def row_frame(opening: Sequence[Message], *, tier: Tier, schema: OutputSchema) -> Frame:
+    """What the requests of all rows have in common when their prompts open in this way."""
     body: dict[str, JsonValue] = {
         "model": tier.model,
-        "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
+        "messages": [{"role": m["role"], "content": m["content"]} for m in opening],
         "temperature": tier.temperature,
         "seed": tier.seed,
         "max_tokens": tier.max_tokens,
@@ -70,7 +108,7 @@ def row_request(messages: list[Message], *, tier: Tier, schema: OutputSchema) ->
         "logprobs": True,
         "top_logprobs": TOP_LOGPROBS,
     }
-    return Request(body=body, revision=tier.revision)
+    return Frame(body, tier.revision)
 
 
 def response_schema(body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, func
+from sqlalchemy import BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, Uuid, false, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -89,17 +89,50 @@ class RunRow(Base):
     meters_after: Mapped[Json | None]
     links: Mapped[Json] = mapped_column(server_default="{}")
     summary: Mapped[Json] = mapped_column(server_default="{}")
+    max_usd: Mapped[float | None] = mapped_column(Float(53))
+    max_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cancel_requested: Mapped[bool] = mapped_column(server_default=false())
     started_at: Mapped[datetime] = _created()
     ended_at: Mapped[datetime | None]
 
 
+class LeaseRow(Base):
+    """Who may write for a piece of work; the token grows with every new holder and fences off the former ones."""
+
+    __tablename__ = "leases"
+    work: Mapped[str] = mapped_column(String(64), primary_key=True)
+    run_id: Mapped[str] = mapped_column(String(36))
+    token: Mapped[int] = mapped_column(BigInteger)
+    holder: Mapped[str] = mapped_column(Text)
+    expires_at: Mapped[datetime]
+
+
+class RunDeploymentRow(Base):
+    """How a tier answered a run's rows: runs with the same deployment give the same answers to the same rows."""
+
+    __tablename__ = "run_deployments"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    tier: Mapped[str] = mapped_column(String(16), primary_key=True)
+    deployment: Mapped[str] = mapped_column(String(64), index=True)
+
+
 class RunRowRow(Base):
-    """A row that a run took upon itself."""
+    """A row that a run took upon itself; `position` counts from 0 without gaps, bad rows have -1."""
 
     __tablename__ = "run_rows"
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     record_key: Mapped[str] = mapped_column(String(64), primary_key=True)
-    ordinal: Mapped[int]
+    position: Mapped[int]
+    __table_args__ = (Index("run_rows_by_position", "run_id", "position"),)
+
+
+class FrameRow(Base):
+    """All of a request but its last message, once for the many rows that share it."""
+
+    __tablename__ = "request_frames"
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    body: Mapped[Json]
+    revision: Mapped[str | None] = mapped_column(Text)
 
 
 class CompletionRow(Base):
@@ -116,7 +149,8 @@ class CompletionRow(Base):
     completion_tokens: Mapped[int]
     cached_tokens: Mapped[int]
     fingerprint: Mapped[str | None] = mapped_column(Text)
-    request: Mapped[Json]
+    frame_hash: Mapped[str] = mapped_column(String(64))
+    last_message: Mapped[Json]
     created_at: Mapped[datetime] = _created()
 
 
@@ -124,7 +158,7 @@ class AttemptRow(Base):
     """One call, or one look-up that spared a call."""
 
     __tablename__ = "attempts"
-    attempt_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    attempt_id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
     stage: Mapped[str] = mapped_column(String(16))
     tier: Mapped[str] = mapped_column(String(16))

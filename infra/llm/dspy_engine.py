@@ -89,7 +89,7 @@ def _proposal(request: Any, tier: Tier) -> Request:
         "seed": tier.seed,
         "max_tokens": request.config.max_tokens or PROPOSAL_TOKENS,
     }
-    return Request(body=body, revision=tier.revision)
+    return Request.of(body, tier.revision)
 
 
 def _response(completion: Completion | None, *, empty: str) -> Any:

@@ -15,8 +15,9 @@ import orjson
 
 from domain.errors import AnswerGarbled, ModelError, ModelUnavailable, RequestRefused
 from domain.ledgers import OutcomeClass
-from domain.requests import Completion, Request, Usage
+from domain.requests import Completion, Request
 from infra.llm.addresses import is_loopback
+from infra.llm.replies import Reply, Try
 from infra.llm.wire import Garbled, read_completion
 
 RETRY_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -26,28 +27,6 @@ REST_S = 5.0
 """How long a server that did not answer at all is passed over while another one is there."""
 LONGEST_ANSWER = 32 * 1024 * 1024
 """Bytes; an answer of 24 tokens with its log-probabilities has about 50,000."""
-NOTHING = Usage()
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """One POST: who was asked, how long it took (seconds), how it ended."""
-
-    worker: str
-    seconds: float
-    outcome: OutcomeClass
-    usage: Usage = NOTHING
-    detail: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Everything one request led to: every try, and the completion or the error at the end."""
-
-    request: Request
-    tries: Sequence[Try]
-    completion: Completion | None
-    error: ModelError | None = None
 
 
 @dataclass(slots=True)

@@ -15,7 +15,8 @@ from domain.requests import Completion, Request, Usage
 from domain.workloads import Prices, Tier, TierName
 from infra.db.session import transaction
 from infra.db.store import calls as store
-from infra.llm.gateway import Gateway, Reply
+from infra.llm.gateway import Gateway
+from infra.llm.replies import Reply
 from infra.settings import Settings
 
 SAVE_EVERY = 16

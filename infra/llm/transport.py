@@ -42,7 +42,9 @@ class LedgerTransport(httpx.AsyncBaseTransport):
         body = cast(dict[str, JsonValue], json.loads(await request.aread()))
         if body.get("stream"):
             return _refusal(400, "nothing is streamed from the ledger")
-        asked = Request(body=body, revision=self._revision)
+        if not body.get("messages"):
+            return _refusal(400, "a request needs at least one message")
+        asked = Request.of(body, self._revision)
         try:
             completion = await self._ask(asked)
         except Exception as error:

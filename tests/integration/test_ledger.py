@@ -89,7 +89,7 @@ def test_the_models_are_exactly_what_the_migrations_make(ledger: str) -> None:
 
 
 def test_the_first_answer_to_a_request_stays(ledger: str) -> None:
-    request = Request(body={"model": "m", "messages": [], "seed": uuid.uuid4().hex}, revision=None)
+    request = Request.of({"model": "m", "messages": [{"role": "user", "content": uuid.uuid4().hex}]}, None)
     for said in ("first", "second"):
         completion = Completion(request.hash, said, "stop", Usage(3, 2, 1), {"topic": {"a": -0.5}}, fingerprint="f")
         with transaction() as db:

@@ -137,7 +137,7 @@ def test_a_row_request_says_everything_that_decides_the_answer() -> None:
 def test_a_request_is_named_by_its_body_and_the_weights_revision() -> None:
     messages = PROMPT.render({"text": "a", "customer_age": 1})
     request = row_request(messages, tier=TIER, schema=SCHEMA)
-    again = Request(body=dict(reversed(list(request.body.items()))), revision=None)
+    again = Request.of(dict(reversed(list(request.body.items()))), None)
     assert request.hash == again.hash
     others = [
         row_request(messages, tier=TIER.model_copy(update=change), schema=SCHEMA)

@@ -124,7 +124,7 @@ def test_the_accepted_answer_brings_its_own_request_hash_and_log_probabilities()
 
 def test_the_reask_keeps_every_field_of_the_first_request_but_the_messages() -> None:
     body: dict[str, JsonValue] = {**REQUEST.body, "structured_outputs": {"choice": ["a"]}, "stop": None}
-    request = Request(body=body, revision="r1")
+    request = Request.of(body, "r1")
     model = FakeModel((VALID, "stop"))
     run((INVALID, "stop"), model, request=request)
     sent = model.requests[0]
@@ -250,7 +250,7 @@ def test_an_sdk_that_would_retry_asks_once_all_the_same() -> None:
     async def call() -> None:
         http = httpx.AsyncClient(transport=LedgerTransport(model, revision=None))
         async with AsyncOpenAI(base_url="http://x/v1", api_key="x", max_retries=3, http_client=http) as client:
-            await client.chat.completions.create(model="small", messages=[])
+            await client.chat.completions.create(model="small", messages=[{"role": "user", "content": "q"}])
 
     with pytest.raises(AskFailed) as caught:
         asyncio.run(call())

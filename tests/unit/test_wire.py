@@ -19,7 +19,7 @@ LABELS = ("access", "card", "exchange", "loan", "transfer", "withdrawal")
 def request(**properties: tuple[str, ...]) -> Request:
     schema = {"properties": {name: {"enum": list(labels)} for name, labels in properties.items()}}
     body = {"model": "m", "messages": [], "response_format": {"json_schema": {"schema": schema}}}
-    return Request(body=body, revision=None)  # pyright: ignore[reportArgumentType]
+    return Request.of(body, None)  # pyright: ignore[reportArgumentType]
 
 
 def read(payload: Any, asked: Request | None = None) -> Completion:
@@ -122,7 +122,7 @@ def test_an_answer_without_log_probabilities_is_a_completion_all_the_same(logpro
 
 
 def test_a_request_for_no_schema_gets_no_label_probabilities() -> None:
-    asked = Request(body={"model": "m", "messages": []}, revision=None)
+    asked = Request.of({"model": "m", "messages": [{"role": "user", "content": "q"}]}, None)
     tokens = [token('{"topic":"'), token("card", logprob("card")), token('"}')]
     assert read(payload('{"topic":"card"}', tokens), asked).label_logprobs == {}
 

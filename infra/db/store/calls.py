@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from domain.ledgers import Attempt
-from domain.requests import Completion, Request, Usage
+from domain.prompts import Message
+from domain.requests import Completion, Frame, Request, Usage
 from infra.db.store.writing import add
-from infra.db.tables import AttemptRow, CompletionRow
+from infra.db.tables import AttemptRow, CompletionRow, FrameRow
 
 
 def load_completions(db: Session, hashes: Iterable[str]) -> dict[str, Completion]:
@@ -32,12 +34,18 @@ def completion_of(row: CompletionRow) -> Completion:
 
 def load_request(db: Session, request_hash: str) -> Request:
     """The request behind a stored answer, as it was sent."""
-    body = db.scalars(select(CompletionRow.request).where(CompletionRow.request_hash == request_hash)).one()
-    return Request(body=body["body"], revision=body["revision"])
+    frame, last = db.execute(
+        select(FrameRow, CompletionRow.last_message)
+        .join(FrameRow, FrameRow.hash == CompletionRow.frame_hash)
+        .where(CompletionRow.request_hash == request_hash)
+    ).one()
+    return Request(Frame(frame.body, frame.revision), cast(Message, last))
 
 
 def save_completions(db: Session, answers: Sequence[tuple[Request, Completion]]) -> None:
     """Keep answers for ever; the first answer to a request stays."""
+    frames = {request.frame.hash: request.frame for request, _ in answers}
+    add(db, FrameRow, ({"hash": key, "body": f.body, "revision": f.revision} for key, f in frames.items()))
     add(
         db,
         CompletionRow,
@@ -53,7 +61,8 @@ def save_completions(db: Session, answers: Sequence[tuple[Request, Completion]])
                 "completion_tokens": completion.usage.completion,
                 "cached_tokens": completion.usage.cached,
                 "fingerprint": completion.fingerprint,
-                "request": {"body": request.body, "revision": request.revision},
+                "frame_hash": request.frame.hash,
+                "last_message": request.last,
             }
             for request, completion in answers
         ),

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from infra.db.store.answers import StoredAnswer, StoredScore
-from infra.db.tables import AnswerRow, AttemptRow, CompletionRow, RecordRow, RunRow, ScoreRow
+from infra.db.tables import AnswerRow, AttemptRow, CompletionRow, FrameRow, RecordRow, RunRow, ScoreRow
 
 Json = dict[str, Any]
 
@@ -43,20 +43,21 @@ def load_evidence(db: Session, run_id: str, tier: str) -> list[Evidence]:
         .subquery()
     )
     query = (
-        select(AnswerRow, RecordRow, CompletionRow, seconds.c.seconds, RunRow.started_at)
+        select(AnswerRow, RecordRow, CompletionRow, FrameRow.body, seconds.c.seconds, RunRow.started_at)
         .join(RunRow, RunRow.id == AnswerRow.run_id)
         .join(
             RecordRow,
             (RecordRow.key == AnswerRow.record_key) & (RecordRow.dataset_version == RunRow.dataset_version),
         )
         .outerjoin(CompletionRow, CompletionRow.request_hash == AnswerRow.request_hash)
+        .outerjoin(FrameRow, FrameRow.hash == CompletionRow.frame_hash)
         .outerjoin(seconds, seconds.c.request_hash == AnswerRow.request_hash)
         .where(AnswerRow.run_id == run_id, AnswerRow.tier == tier)
         .order_by(RecordRow.ordinal)
     )
     return [
-        _evidence(answer, record, completion, took, begun, scores.get(record.key, ()))
-        for answer, record, completion, took, begun in db.execute(query)
+        _evidence(answer, record, completion, frame, took, begun, scores.get(record.key, ()))
+        for answer, record, completion, frame, took, begun in db.execute(query)
     ]
 
 
@@ -72,6 +73,7 @@ def _evidence(
     answer: AnswerRow,
     record: RecordRow,
     completion: CompletionRow | None,
+    frame: Json | None,
     seconds: float | None,
     begun: datetime,
     scores: tuple[StoredScore, ...],
@@ -93,7 +95,7 @@ def _evidence(
             answer.failed,
         ),
         scores=scores,
-        request=completion.request["body"] if completion else None,
+        request={**frame, "messages": [*frame["messages"], completion.last_message]} if completion and frame else None,
         text=completion.text if completion else "",
         finish_reason=completion.finish_reason if completion else "",
         prompt_tokens=completion.prompt_tokens if completion else 0,

@@ -115,8 +115,8 @@ def _record(row: RunRow) -> RunRecord:
 
 
 def take_rows(db: Session, run_id: str, keys: Iterable[tuple[str, int]]) -> None:
-    """Make (record key, ordinal) rows the run's own; each must end as an outcome or in quarantine."""
-    add(db, RunRowRow, ({"run_id": run_id, "record_key": key, "ordinal": ordinal} for key, ordinal in keys))
+    """Make (record key, position) rows the run's own; each must end as an outcome or in quarantine."""
+    add(db, RunRowRow, ({"run_id": run_id, "record_key": key, "position": position} for key, position in keys))
 
 
 def conservation(db: Session, run_id: str) -> Conservation:
