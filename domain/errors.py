@@ -68,6 +68,30 @@ class RequestRefused(ModelError):
     hint = "Check model name, prompt length and schema against the server."
 
 
+class PromptTooLong(RequestRefused):
+    """The model's context has no room for this prompt and its answer; it was not sent."""
+
+    hint = "Shorten the row, take fewer demos, or serve the model with a longer context."
+
+
+class WorkerKilled(RequestRefused):
+    """Every worker that this request was sent to died of it."""
+
+    hint = "Look at the row and at the worker's log; the row is in quarantine, the others went on."
+
+
+class RequestFailed(ModelError):
+    """The server fails on this request again and again, while it answers others."""
+
+    hint = "Look at the worker's log; the row is in quarantine, the others went on."
+
+
+class RequestTimedOut(ModelError):
+    """This request was not answered in its time, while others were."""
+
+    hint = "Raise HEADRACE_REQUEST_DEADLINE_S or lower max_tokens; the row is in quarantine, the others went on."
+
+
 class AnswerGarbled(ModelError):
     """The server answers this request with something that is no chat completion, however often it is asked."""
 

@@ -82,9 +82,21 @@ class Settings(BaseSettings):
     port_engine: int = Field(default=8000, description="First port tried for the model servers.")
     port_worker: int = Field(default=4280, description="First port tried for the worker's own health answer.")
 
-    chunk_rows: int = Field(default=200, ge=1, description="Rows in one Prefect task run.")
-    in_flight: int = Field(default=32, ge=1, description="Requests under way at once per model server.")
-    request_deadline_s: float = Field(default=120.0, gt=0, description="Total time for one model call, seconds.")
+    chunk_rows: int = Field(default=10_000, ge=1, description="Rows in one Prefect task run.")
+    in_flight: int = Field(
+        default=32, ge=1, description="Requests under way at once per model server, at most; it adapts below that."
+    )
+    window: int = Field(
+        default=256,
+        ge=1,
+        description="Rows under way at once, sent or answered and not yet stored: the most that a kill makes you pay twice.",
+    )
+    request_deadline_s: float = Field(
+        default=120.0, gt=0, description="Time one request may spend being answered, over all its tries, seconds."
+    )
+    outage_patience_s: float = Field(
+        default=300.0, gt=0, description="How long a run waits while no model server answers, seconds."
+    )
     span_sample: float = Field(
         default=0.1, ge=0, le=1, description="Share of rows whose calls are sent to Phoenix as spans."
     )

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from domain.errors import NotFound
 from domain.ledgers import Conservation
 from infra.db.store.writing import add
-from infra.db.tables import OutcomeRow, ProgressRow, QuarantinedRow, RunRow, RunRowRow
+from infra.db.tables import AttemptRow, OutcomeRow, ProgressRow, QuarantinedRow, RunRow, RunRowRow
 
 Json = dict[str, Any]
 
@@ -117,6 +117,20 @@ def _record(row: RunRow) -> RunRecord:
 def take_rows(db: Session, run_id: str, keys: Iterable[tuple[str, int]]) -> None:
     """Make (record key, position) rows the run's own; each must end as an outcome or in quarantine."""
     add(db, RunRowRow, ({"run_id": run_id, "record_key": key, "position": position} for key, position in keys))
+
+
+def limits(db: Session, run_id: str) -> tuple[float | None, int | None]:
+    """A run's hard budget: USD and tokens, None without a limit."""
+    row = db.execute(select(RunRow.max_usd, RunRow.max_tokens).where(RunRow.id == run_id)).one_or_none()
+    return (row[0], row[1]) if row is not None else (None, None)
+
+
+def spent(db: Session, run_id: str) -> tuple[float, int]:
+    """What a run has paid for so far: USD and tokens; what the ledger answered costs nothing."""
+    a = AttemptRow
+    paid = select(func.sum(a.usd), func.sum(a.prompt_tokens + a.completion_tokens))
+    usd, tokens = db.execute(paid.where(a.run_id == run_id, ~a.cached)).one()
+    return float(usd or 0.0), int(tokens or 0)
 
 
 def conservation(db: Session, run_id: str) -> Conservation:
