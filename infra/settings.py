@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     chunk_rows: int = Field(default=200, ge=1, description="Rows in one Prefect task run.")
     in_flight: int = Field(default=32, ge=1, description="Requests under way at once per model server.")
     request_deadline_s: float = Field(default=120.0, gt=0, description="Total time for one model call, seconds.")
+    lease_s: float = Field(
+        default=30.0, gt=0, description="A run's process that is silent for so long, seconds, is taken as dead."
+    )
+    store_patience_s: float = Field(
+        default=90.0, ge=0, description="So long a run waits for a Postgres that is away, seconds."
+    )
     span_sample: float = Field(
         default=0.1, ge=0, le=1, description="Share of rows whose calls are sent to Phoenix as spans."
     )
