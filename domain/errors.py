@@ -118,6 +118,30 @@ class StoreError(HeadraceError):
     hint = "Check the database with `headrace doctor`."
 
 
+class RunUnderWay(HeadraceError):
+    """Another process carries out the same work and is alive."""
+
+    hint = "Wait for it, or stop it with `headrace cancel RUN`."
+
+
+class LeaseLost(HeadraceError):
+    """Another process has taken this one's work over; nothing of this one is written any more."""
+
+    hint = "Nothing is to be done: the other process goes on from the ledger."
+
+
+class RunCancelled(HeadraceError):
+    """The run was asked to stop; finished rows are kept."""
+
+    hint = "Go on with `headrace resume RUN`."
+
+
+class BudgetReached(HeadraceError):
+    """The next call could cross the run's budget; finished rows are kept."""
+
+    hint = "Go on with `headrace resume RUN --max-usd X` or `--max-tokens N`."
+
+
 class TraceStoreError(HeadraceError):
     """MLflow or Phoenix could not be reached or refused; the ledger keeps what they miss."""
 

@@ -19,7 +19,7 @@ from domain.prompts import PromptVersion
 from domain.requests import Completion, Frame, Request, Usage, row_frame
 from domain.schemas import Invalid, OutputSchema, check
 from domain.workloads import Tier, TierName
-from infra.db.session import transaction
+from infra.db.session import retried
 from infra.db.store import answers as answer_store
 from infra.db.store import calls as call_store
 from infra.db.store import paging
@@ -106,6 +106,8 @@ async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
 
     def keep(db: Session, batch: Sequence[Answered]) -> None:
         answer_store.save_answers(db, rows.run_id, _settled(deployment, batch))
+
+    def told(batch: Sequence[Answered]) -> None:
         tally.calls += sum(not a.cached for a in batch)
         tally.cached += sum(a.cached for a in batch)
         tally.failed += sum(a.completion is None for a in batch)
@@ -121,7 +123,7 @@ async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
                 yield [Call(deployment.request(row), row.key) for row in fresh]
 
     async with open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered:
-        await ledgered.answer(calls(), stage=Stage.GENERATE, keep=keep)
+        await ledgered.answer(calls(), stage=Stage.GENERATE, keep=keep, told=told)
     return tally
 
 
@@ -163,10 +165,12 @@ async def _pages(deployment: Deployment, rows: Rows) -> AsyncGenerator[list[pagi
 
 
 def _load_page(deployment: Deployment, rows: Rows, after: int) -> list[paging.Unanswered]:
-    with transaction() as db:
+    def work(db: Session) -> list[paging.Unanswered]:
         return paging.load_unanswered(
             db, rows.run_id, deployment.name, after=after, last=rows.last, limit=PAGE_ROWS, with_cheap=rows.cascade
         )
+
+    return retried(work)
 
 
 def _reuse(
@@ -174,16 +178,19 @@ def _reuse(
 ) -> list[StoredRecord]:
     """Take over what earlier runs of this deployment answered; the rows that are left, as they are to be rendered."""
     keys = [row.key for row in page]
-    with transaction() as db:
+
+    def work(db: Session) -> tuple[int, list[StoredRecord]]:
         reused = paging.reuse_answers(db, rows.run_id, deployment.name, deployment.fingerprint, keys)
-        tally.reused += len(reused)
         left = [key for key in keys if key not in reused] if reused else keys
-        return paging.load_records(db, rows.version, left)
+        return len(reused), paging.load_records(db, rows.version, left)
+
+    reused, left = retried(work)
+    tally.reused += reused
+    return left
 
 
 def _note_deployment(run_id: str, deployment: Deployment) -> None:
-    with transaction() as db:
-        paging.note_deployment(db, run_id, deployment.name, deployment.fingerprint)
+    retried(lambda db: paging.note_deployment(db, run_id, deployment.name, deployment.fingerprint))
 
 
 def _settled(deployment: Deployment, batch: Iterable[Answered]) -> Iterator[StoredAnswer]:
@@ -203,11 +210,13 @@ def _load_wrong(
     deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered]
 ) -> list[tuple[str, Request, Completion]]:
     """The completions of a page's rows; each of them failed its schema."""
-    with transaction() as db:
+    def work(db: Session) -> list[tuple[str, Request, Completion]]:
         records = paging.load_records(db, rows.version, [row.key for row in page])
         requests = {row.key: deployment.request(row) for row in records}
         known = call_store.load_completions(db, {request.hash for request in requests.values()})
-    return [(key, request, known[request.hash]) for key, request in requests.items()]
+        return [(key, request, known[request.hash]) for key, request in requests.items()]
+
+    return retried(work)
 
 
 async def _reask(
@@ -259,5 +268,4 @@ def _stored(
 
 
 def _save(run_id: str, answers: Sequence[StoredAnswer]) -> None:
-    with transaction() as db:
-        answer_store.save_answers(db, run_id, answers)
+    retried(lambda db: answer_store.save_answers(db, run_id, answers))

@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     outage_patience_s: float = Field(
         default=300.0, gt=0, description="How long a run waits while no model server answers, seconds."
     )
+    lease_s: float = Field(
+        default=30.0, gt=0, description="A run's process that is silent for so long, seconds, is taken as dead."
+    )
+    store_patience_s: float = Field(
+        default=90.0, ge=0, description="So long a run waits for a Postgres that is away, seconds."
+    )
     span_sample: float = Field(
         default=0.1, ge=0, le=1, description="Share of rows whose calls are sent to Phoenix as spans."
     )

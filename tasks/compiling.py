@@ -18,7 +18,7 @@ from infra.db.session import transaction
 from infra.db.store import bundles, datasets, runs
 from infra.db.store.bundles import CompiledPrompt
 from infra.db.store.datasets import StoredRecord
-from infra.llm.ledgered import blocking_ask
+from infra.llm.blocking import blocking_ask
 from infra.progress import Progress
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload

@@ -12,7 +12,6 @@ from domain.bundles import Bundle
 from domain.confidences import LabelPrior
 from domain.errors import HeadraceError, Place, WorkloadError
 from domain.ledgers import Meter
-from domain.schemas import OutputSchema
 from domain.workloads import TierName
 from infra import reporting, tracking
 from infra.db.session import transaction
@@ -126,10 +125,11 @@ def compiled_deployment(loaded: LoadedWorkload, prompt: PromptRef) -> Deployment
         prior=LabelPrior(compiled.report["prior"]),
         schema=loaded.schema,
         max_reasks=loaded.workload.max_reasks,
+        code=loaded.code,
     )
 
 
-def bundled_deployment(bundle: Bundle, name: TierName, schema: OutputSchema) -> Deployment:
+def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload) -> Deployment:
     """A tier as a bundle deploys it."""
     part = bundle[name]
     return Deployment(
@@ -137,8 +137,9 @@ def bundled_deployment(bundle: Bundle, name: TierName, schema: OutputSchema) -> 
         tier=part.tier,
         prompt=part.prompt,
         prior=LabelPrior(part.prior),
-        schema=schema,
+        schema=loaded.schema,
         max_reasks=bundle.max_reasks,
+        code=loaded.code,
     )
 
 

@@ -15,7 +15,7 @@ from domain.errors import ModelError
 from domain.ledgers import Attempt, OutcomeClass, Stage
 from domain.requests import Completion, Request
 from domain.workloads import Prices, Tier, TierName
-from infra.db.session import transaction
+from infra.db.session import retried, transaction
 from infra.db.store import calls as store
 from infra.db.store import runs
 from infra.llm.budgets import Budget
@@ -48,7 +48,8 @@ class Answered:
 
 
 Keep = Callable[[Session, Sequence[Answered]], None]
-"""Stores what follows from answers, in the transaction that stores the answers themselves."""
+"""Stores what follows from answers, in the transaction that stores the answers themselves; it may be repeated."""
+Told = Callable[[Sequence[Answered]], None]
 
 
 class Ledgered:
@@ -74,15 +75,17 @@ class Ledgered:
         self._lengths = lengths
         self._asking: dict[str, asyncio.Future[Completion]] = {}
 
-    async def answer(self, pages: AsyncIterable[Sequence[Call]], *, stage: Stage, keep: Keep) -> None:
+    async def answer(self, pages: AsyncIterable[Sequence[Call]], *, stage: Stage, keep: Keep, told: Told) -> None:
         """Settle every call of every page and store it, with what `keep` makes of it; memory is that of a few pages.
+
+        `told` hears of each batch once it is stored, in the thread that stored it.
 
         Raises ModelUnavailable when no worker answers any more, BudgetReached before a limit is crossed, and
         RunCancelled; whatever had been answered by then is stored.
         """
         from infra.llm.streaming import Stream
 
-        await Stream(self, stage, keep).run(pages)
+        await Stream(self, stage, keep, told).run(pages)
 
     async def ask(self, call: Call, *, stage: Stage) -> Completion:
         """One call; raises the ModelError that it ended with, or BudgetReached. The same call at once is made once."""
@@ -121,17 +124,19 @@ class Ledgered:
 
     def look_up(self, calls: Sequence[Call]) -> dict[str, Completion]:
         """The stored answers among these calls, by request hash."""
-        with transaction() as db:
-            return store.load_completions(db, {call.request.hash for call in calls})
+        return retried(lambda db: store.load_completions(db, {call.request.hash for call in calls}))
 
     def save(self, settled: Sequence[tuple[Answered, Sequence[Attempt]]], keep: Keep | None = None) -> None:
         """Store attempts and completions, and what `keep` makes of them, in one transaction."""
-        with transaction() as db:
+
+        def work(db: Session) -> None:
             store.save_attempts(db, self._run_id, [attempt for _, attempts in settled for attempt in attempts])
             sent = [(a.call.request, a.completion) for a, _ in settled if a.completion and not a.cached]
             store.save_completions(db, sent)
             if keep is not None:
                 keep(db, [answered for answered, _ in settled])
+
+        retried(work)
 
     def most(self, request: Request) -> Held:
         """USD and tokens that a call costs at most."""

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from contextlib import aclosing
 
-from domain.errors import BudgetReached, ModelUnavailable, RunCancelled
+from domain.errors import BudgetReached, ModelUnavailable
 from domain.ledgers import Attempt, Stage
 from domain.requests import Completion, Request
 from infra import leases
-from infra.llm.ledgered import Answered, Call, Held, Keep, Ledgered
+from infra.llm.ledgered import Answered, Call, Held, Keep, Ledgered, Told
 from infra.llm.replies import Reply
 
 LINGER_S = 0.05
@@ -20,8 +20,8 @@ LOOK_FOR_STOP_S = 0.25
 class Stream:
     """One batch of calls on its way through the ledger and an engine."""
 
-    def __init__(self, ledgered: Ledgered, stage: Stage, keep: Keep) -> None:
-        self._ledgered, self._stage, self._keep = ledgered, stage, keep
+    def __init__(self, ledgered: Ledgered, stage: Stage, keep: Keep, told: Told) -> None:
+        self._ledgered, self._stage, self._keep, self._told = ledgered, stage, keep, told
         self._room = asyncio.Semaphore(ledgered.window)
         self._todo: asyncio.Queue[Request | None] = asyncio.Queue()
         self._waiting: dict[str, tuple[list[Call], Held]] = {}
@@ -112,7 +112,7 @@ class Stream:
     async def _flush(self) -> None:
         """Store what is done; a store that has begun is finished, whatever happens meanwhile."""
         batch, self._done = self._done, []
-        saving = asyncio.ensure_future(asyncio.to_thread(self._ledgered.save, batch, self._keep))
+        saving = asyncio.ensure_future(asyncio.to_thread(self._store, batch))
         try:
             await asyncio.shield(saving)
         except asyncio.CancelledError:
@@ -126,6 +126,10 @@ class Stream:
         for answered, _ in batch:
             if isinstance(answered.error, ModelUnavailable):
                 raise answered.error
+
+    def _store(self, batch: list[tuple[Answered, list[Attempt]]]) -> None:
+        self._ledgered.save(batch, self._keep)
+        self._told([answered for answered, _ in batch])
 
     def _settle_others(self, answered: Answered) -> None:
         """Other rows with the same words get the same answer, for nothing."""
@@ -146,5 +150,4 @@ class Stream:
     async def _look_for_stop(self) -> None:
         while True:
             await asyncio.sleep(LOOK_FOR_STOP_S)
-            if leases.stopping():
-                raise RunCancelled("the run was cancelled")
+            leases.check()
