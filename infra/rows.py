@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from domain.answers import Answer, settle
@@ -53,7 +54,7 @@ class Deployment:
     def fingerprint(self) -> str:
         """sha256 over everything that an answer depends on beside the row; a changed renderer changes it too."""
         probe = Request(self.frame, self.prompt.question(dict.fromkeys(self.prompt.input_fields, "probe")))
-        means = dict(self.prior.means)
+        means: dict[str, JsonValue] = {**self.prior.means}
         return digest([probe.hash, means, self.schema.decisive, self.max_reasks, self.code])
 
     def request(self, row: StoredRecord) -> Request:
@@ -173,9 +174,7 @@ def _load_page(deployment: Deployment, rows: Rows, after: int) -> list[paging.Un
     return retried(work)
 
 
-def _reuse(
-    deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered], tally: Tally
-) -> list[StoredRecord]:
+def _reuse(deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered], tally: Tally) -> list[StoredRecord]:
     """Take over what earlier runs of this deployment answered; the rows that are left, as they are to be rendered."""
     keys = [row.key for row in page]
 
@@ -210,6 +209,7 @@ def _load_wrong(
     deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered]
 ) -> list[tuple[str, Request, Completion]]:
     """The completions of a page's rows; each of them failed its schema."""
+
     def work(db: Session) -> list[tuple[str, Request, Completion]]:
         records = paging.load_records(db, rows.version, [row.key for row in page])
         requests = {row.key: deployment.request(row) for row in records}
