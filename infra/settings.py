@@ -1,5 +1,7 @@
 """Every knob of Headrace: one frozen tree, read at the edge, each field described."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import AliasChoices, Field, SecretStr
@@ -108,7 +110,15 @@ class Settings(BaseSettings):
     )
 
 
+_READ = ("HEADRACE_", "DATABASE_URL", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PHOENIX_", "VLLM_API_KEY", "HOME")
+
+
 def load_settings() -> Settings:
-    """Read the environment once; the home folder comes back absolute."""
+    """The settings that the environment gives now; the home folder comes back absolute."""
+    return _settings(tuple(item for item in os.environ.items() if item[0].startswith(_READ)))
+
+
+@lru_cache(maxsize=4)
+def _settings(_environment: tuple[tuple[str, str], ...]) -> Settings:
     settings = Settings()
     return settings.model_copy(update={"home": settings.home.expanduser().resolve()})
