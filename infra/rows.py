@@ -173,9 +173,7 @@ def _load_page(deployment: Deployment, rows: Rows, after: int) -> list[paging.Un
     return retried(work)
 
 
-def _reuse(
-    deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered], tally: Tally
-) -> list[StoredRecord]:
+def _reuse(deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered], tally: Tally) -> list[StoredRecord]:
     """Take over what earlier runs of this deployment answered; the rows that are left, as they are to be rendered."""
     keys = [row.key for row in page]
 
@@ -210,6 +208,7 @@ def _load_wrong(
     deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered]
 ) -> list[tuple[str, Request, Completion]]:
     """The completions of a page's rows; each of them failed its schema."""
+
     def work(db: Session) -> list[tuple[str, Request, Completion]]:
         records = paging.load_records(db, rows.version, [row.key for row in page])
         requests = {row.key: deployment.request(row) for row in records}

@@ -20,4 +20,6 @@ def generate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, c
     progress = Progress(run.run_id, f"generate {chunk.tier}", chunk.total, done=chunk.first)
     tally = asyncio.run(generate(deployment, rows, settings=load_settings(), progress=progress))
     progress.finish(chunk.first + chunk.rows)
-    return chunk.model_copy(update={"calls": tally.calls, "cached": tally.cached + tally.reused, "failed": tally.failed})
+    return chunk.model_copy(
+        update={"calls": tally.calls, "cached": tally.cached + tally.reused, "failed": tally.failed}
+    )
