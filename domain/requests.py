@@ -32,7 +32,7 @@ class Frame:
     @cached_property
     def closed_fields(self) -> dict[str, tuple[str, ...]]:
         """The answer's fields with a closed set of values, by the JSON Schema it is asked to follow."""
-        return closed_fields(_response_schema(self.body))
+        return closed_fields(response_schema(self.body))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def row_frame(opening: Sequence[Message], *, tier: Tier, schema: OutputSchema) -
     return Frame(body, tier.revision)
 
 
-def _response_schema(body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+def response_schema(body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """The JSON Schema that a request asks its answer to follow, {} when it asks for none."""
     format_ = body.get("response_format")
     wrapper = format_.get("json_schema") if isinstance(format_, dict) else None

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from domain.answers import Answer, settle
@@ -53,7 +54,7 @@ class Deployment:
     def fingerprint(self) -> str:
         """sha256 over everything that an answer depends on beside the row; a changed renderer changes it too."""
         probe = Request(self.frame, self.prompt.question(dict.fromkeys(self.prompt.input_fields, "probe")))
-        means = dict(self.prior.means)
+        means: dict[str, JsonValue] = {**self.prior.means}
         return digest([probe.hash, means, self.schema.decisive, self.max_reasks, self.code])
 
     def request(self, row: StoredRecord) -> Request:

@@ -120,7 +120,8 @@ class Ledgered:
 
         if isinstance(self.engine, Gateway):
             return await self.engine.send(request)
-        return [reply async for reply in self.engine.answer(only())][0]
+        (reply,) = [reply async for reply in self.engine.answer(only())]
+        return reply
 
     def look_up(self, calls: Sequence[Call]) -> dict[str, Completion]:
         """The stored answers among these calls, by request hash."""

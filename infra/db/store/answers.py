@@ -58,7 +58,7 @@ class StoredScore:
     explanation: str | None = None
 
 
-def save_answers(db: Session, run_id: str, answers: Sequence[StoredAnswer]) -> None:
+def save_answers(db: Session, run_id: str, answers: Iterable[StoredAnswer]) -> None:
     """Store answers; a later one to the same row replaces the earlier."""
     copy_over(db, AnswerRow, ({"run_id": run_id, **_columns(answer)} for answer in answers))
 
@@ -124,7 +124,8 @@ def batch_figures(db: Session, run_id: str) -> BatchFigures:
         func.coalesce(func.sum(o.usd), 0.0),
     ).where(o.run_id == run_id)
     strong = select(func.avg(a.usd)).where(a.run_id == run_id, a.tier == TierName.STRONG)
-    return BatchFigures(*db.execute(counts).one(), db.scalar(strong))
+    answered, on_cheap, escalated, usd = db.execute(counts).one()
+    return BatchFigures(answered, on_cheap, escalated, usd, db.scalar(strong))
 
 
 def save_quarantine(db: Session, run_id: str, rows: Iterable[StoredQuarantine]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ARRAY, String, and_, bindparam, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert
@@ -115,7 +115,7 @@ def load_given(db: Session, run_id: str, *, after: int, last: int, limit: int) -
     """The next rows behind position `after` and before `last` with both tiers' answers, in order."""
     rows = RunRowRow
     tiers = {tier: aliased(AnswerRow) for tier in TierName}
-    columns = [column for a in tiers.values() for column in (a.run_id, a.output, a.confidence, a.tokens, a.usd, a.failed)]
+    columns = [c for a in tiers.values() for c in (a.run_id, a.output, a.confidence, a.tokens, a.usd, a.failed)]
     query = (
         select(rows.position, rows.record_key, *columns)
         .where(rows.run_id == run_id, rows.position > after, rows.position < last)
@@ -124,7 +124,8 @@ def load_given(db: Session, run_id: str, *, after: int, last: int, limit: int) -
     )
     for tier, a in tiers.items():
         query = query.outerjoin(a, and_(a.run_id == run_id, a.tier == tier, a.record_key == rows.record_key))
-    return [Given(row[0], row[1], _answer(row[2:8]), _answer(row[8:14])) for row in db.execute(query)]
+    found = cast(list[tuple[Any, ...]], db.execute(query).all())
+    return [Given(row[0], row[1], _answer(row[2:8]), _answer(row[8:14])) for row in found]
 
 
 def _answer(columns: Sequence[Any]) -> TierAnswer | None:
