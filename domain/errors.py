@@ -121,7 +121,10 @@ class StoreError(HeadraceError):
 class RunUnderWay(HeadraceError):
     """Another process carries out the same work and is alive."""
 
-    hint = "Wait for it, or stop it with `headrace cancel RUN`."
+    def __init__(self, run_id: str, holder: str) -> None:
+        fix = f"Wait for it, or stop it with `headrace cancel {run_id[:8]}`."
+        super().__init__(f"run {run_id} does the same and is under way in {holder}.", hint=fix)
+        self.run_id = run_id
 
 
 class LeaseLost(HeadraceError):

@@ -5,14 +5,20 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from uuid import UUID
+
+import psutil
+from sqlalchemy.orm import Session
 
 from domain.canonical import digest
 from domain.errors import RunCancelled, RunUnderWay, StoreError
+from infra import deployments
 from infra.db import session
 from infra.db.session import Fence, heartbeat, retried
 from infra.db.store import leases as store
-from infra.db.store.leases import Holder
+from infra.db.store.leases import Holder, Taken
 from infra.settings import Settings
 
 LOOK_EVERY_S = 0.5
@@ -20,7 +26,7 @@ LOOK_EVERY_S = 0.5
 BEAT_EVERY_S = 5.0
 """The longest time between two renewals, and between two looks at the wish to stop."""
 LOST = 75
-"""The exit code of a process whose work was taken over (EX_TEMPFAIL)."""
+"""The exit code of a process whose work another run has taken over (EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +56,30 @@ def acquire(work: str, run_id: str, settings: Settings) -> None:
     """
     if _held and (_held[0].run_id, _held[0].fence.work) == (run_id, work):
         return  # a repeated task
-    ttl_s = settings.lease_s
+    taken = _wait_for(work, run_id, settings.lease_s)
+    lease = Lease(run_id, Fence(work, taken.token, lambda: _leave(lease)), settings.lease_s)
+    _held[:] = [lease]
+    session.raise_fence(lease.fence)
+    threading.Thread(target=_beat, args=(lease,), name="lease", daemon=True).start()
+    if settings.prefect_api_url is not None:
+        threading.Thread(target=_watch, args=(lease, taken.left), name="prefect", daemon=True).start()
+
+
+def _wait_for(work: str, run_id: str, ttl_s: float) -> Taken:
     seen: Holder | None = None
-    while (token := retried(lambda db: store.take(db, work, run_id, holder=_name(), ttl_s=ttl_s))) is None:
+    while True:
+        dead = seen.holder if seen and _is_dead(seen.holder) else None
+        taken = retried(lambda db: store.take(db, work, run_id, holder=_name(), ttl_s=ttl_s, dead=dead))  # noqa: B023
+        if taken is not None:
+            return taken
         now = retried(lambda db: store.holder_of(db, work))
         if now is None or now.expired:
             continue
         if seen is not None and (seen.token, seen.expires_at) != (now.token, now.expires_at):
-            raise RunUnderWay(
-                f"run {now.run_id} does the same and is under way in {now.holder}.",
-                hint=f"Wait for it, or stop it with `headrace cancel {now.run_id[:8]}`.",
-            )
+            raise RunUnderWay(now.run_id, now.holder)
+        if seen is not None or not _is_dead(now.holder):
+            time.sleep(LOOK_EVERY_S)
         seen = now
-        time.sleep(LOOK_EVERY_S)
-    lease = Lease(run_id, Fence(work, token, _leave), ttl_s)
-    _held[:] = [lease]
-    session.raise_fence(lease.fence)
-    threading.Thread(target=_beat, args=(lease,), name="lease", daemon=True).start()
 
 
 def release() -> None:
@@ -101,14 +114,33 @@ def stop() -> None:
         _held[0].stop.set()
 
 
+def displace(db: Session, run_id: str) -> bool:
+    """Fence off the process that carried out a run, if it is dead; False when it may be alive."""
+    now = store.holder_for(db, run_id)
+    return store.displace(db, run_id, dead=now.holder if now and _is_dead(now.holder) else None)
+
+
 def _name() -> str:
     return f"{socket.gethostname()} pid {os.getpid()}"
 
 
-def _leave() -> None:
-    """Nothing that this process could still do or say is true any more."""
-    print("headrace: another process has taken this run over; this one ends", file=sys.stderr, flush=True)
-    os._exit(LOST)
+def _is_dead(holder: str) -> bool:
+    """Whether a holder is a process of this machine that is no more; its lease need not run out then."""
+    host, _, pid = holder.rpartition(" pid ")
+    return host == socket.gethostname() and pid.isdecimal() and not psutil.pid_exists(int(pid))
+
+
+def _leave(lease: Lease) -> None:
+    """End this process at once: nothing that it could still do or say is true any more."""
+    try:
+        with heartbeat() as db:
+            now = store.holder_of(db, lease.fence.work)
+    except StoreError:
+        now = None
+    # Prefect's worker reports a run whose process fails as crashed. Where the same run goes on elsewhere it is not.
+    goes_on = now is not None and now.run_id == lease.run_id and not now.expired
+    print(f"headrace: the work of run {lease.run_id} was taken over; this process ends", file=sys.stderr, flush=True)
+    os._exit(0 if goes_on else LOST)
 
 
 def _beat(lease: Lease) -> None:
@@ -122,7 +154,18 @@ def _beat(lease: Lease) -> None:
             lease.ended.wait(min(1.0, lease.ttl_s / 6))
             continue
         if asked is None and not lease.ended.is_set():
-            _leave()
+            _leave(lease)
         if asked:
             lease.stop.set()
         lease.ended.wait(min(BEAT_EVERY_S, lease.ttl_s / 6))
+
+
+def _watch(lease: Lease, left: str | None) -> None:
+    """Look every few seconds whether Prefect wants this run cancelled; a Prefect that is away wants nothing."""
+    if left is not None:
+        with suppress(deployments.PrefectError):
+            deployments.crash(UUID(left), "its process died, and another run has taken over its work")
+    while not lease.ended.wait(min(BEAT_EVERY_S, lease.ttl_s / 6)):
+        with suppress(deployments.PrefectError):
+            if deployments.is_cancelled(UUID(lease.run_id)):
+                lease.stop.set()

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import delete, text, update
 from sqlalchemy.orm import Session
 
 from domain.errors import LeaseLost, RunCancelled, RunUnderWay, StoreError
@@ -19,6 +19,7 @@ from infra.db import session
 from infra.db.session import Fence, database_url, engine_for, retried, transaction
 from infra.db.store import leases as store
 from infra.db.store import runs
+from infra.db.store.leases import Taken
 from infra.db.tables import LeaseRow
 from infra.settings import Settings, load_settings
 from tests.integration.begun_runs import open_run
@@ -36,6 +37,15 @@ def settings(ledger: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]
 
 
 @pytest.fixture
+def run_id(ledger: str) -> str:
+    """A run that has begun, and that no lease is held for."""
+    run_id = open_run()
+    with engine_for(database_url()).begin() as connection:
+        connection.execute(delete(LeaseRow).where(LeaseRow.run_id == run_id))
+    return run_id
+
+
+@pytest.fixture
 def work() -> str:
     """A piece of work that nobody has touched."""
     return leases.work_of("optimize", uuid.uuid4().hex)
@@ -43,7 +53,8 @@ def work() -> str:
 
 def take(work: str, run_id: str, *, ttl_s: float = 60) -> int | None:
     with transaction() as db:
-        return store.take(db, work, run_id, holder="somebody pid 1", ttl_s=ttl_s)
+        taken = store.take(db, work, run_id, holder="elsewhere pid 1", ttl_s=ttl_s)
+    return taken and taken.token
 
 
 def expire(work: str) -> None:
@@ -142,7 +153,7 @@ def test_a_write_that_begins_during_a_takeover_is_refused(ledger: str, run_id: s
             held.append(store.holds(db, work, token))
 
     with Session(engine_for(database_url())) as taking:
-        assert store.take(taking, work, run_id, holder="another", ttl_s=60) == token + 1
+        assert store.take(taking, work, run_id, holder="another", ttl_s=60) == Taken(token + 1)
         writer = threading.Thread(target=ask)
         writer.start()
         wait_for_a_lock(writer)
@@ -182,6 +193,7 @@ import sys, time
 from infra import leases
 from infra.db.session import transaction
 from infra.db.store import runs
+from infra.db.store.leases import Taken
 from infra.settings import load_settings
 
 work, run_id = sys.argv[1:]
@@ -242,18 +254,40 @@ def test_a_dead_holder_is_waited_for_and_its_work_taken_over(
     assert state_of(run_id) == "resumed"
 
 
+@pytest.mark.parametrize(("same_run", "code"), [(True, 0), (False, leases.LOST)])
 def test_a_paused_holder_that_wakes_up_after_a_takeover_ends_and_has_written_nothing(
-    settings: Settings, holder: subprocess.Popen[str], run_id: str, work: str
+    settings: Settings, holder: subprocess.Popen[str], run_id: str, work: str, same_run: bool, code: int
 ) -> None:
     assert holder.stdin
-    assert holder.stderr
     holder.send_signal(signal.SIGSTOP)
-    leases.acquire(work, run_id, settings)
+    leases.acquire(work, run_id if same_run else str(uuid.uuid4()), settings)
     holder.stdin.write("stale\n")
     holder.stdin.flush()
     holder.send_signal(signal.SIGCONT)
-    assert holder.wait(timeout=60) == leases.LOST
-    assert state_of(run_id) == "running"
+    assert holder.wait(timeout=60) == code
+    assert state_of(run_id) == ("running" if same_run else "crashed")
+
+
+def test_a_holder_that_was_killed_on_this_machine_need_not_be_waited_for(
+    settings: Settings, holder: subprocess.Popen[str], run_id: str, work: str
+) -> None:
+    holder.kill()
+    holder.wait()
+    with transaction() as db:
+        long = text("update leases set expires_at = clock_timestamp() + interval '1 hour' where work = :work")
+        db.execute(long, {"work": work})
+    with transaction() as db:
+        assert leases.displace(db, run_id)
+        assert store.take(db, work, run_id, holder="another", ttl_s=60)
+
+
+def test_nobody_displaces_a_process_that_may_be_alive(run_id: str, work: str) -> None:
+    take(work, run_id)
+    with transaction() as db:
+        assert not leases.displace(db, run_id)
+    expire(work)
+    with transaction() as db:
+        assert leases.displace(db, run_id)
 
 
 def test_a_released_lease_is_free_at_once(settings: Settings, run_id: str, work: str) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -32,26 +32,46 @@ def holds(db: Session, work: str, token: int) -> bool:
     return db.scalar(query.with_for_update(read=True, key_share=True)) is not None
 
 
-def take(db: Session, work: str, run_id: str, *, holder: str, ttl_s: float) -> int | None:
-    """Take a lease that nobody holds, or whose time is over: its new token, or None while somebody holds it.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A lease that was taken, and the other run that its former holder left unfinished."""
+
+    token: int
+    left: str | None = None
+
+
+def take(db: Session, work: str, run_id: str, *, holder: str, ttl_s: float, dead: str | None = None) -> Taken | None:
+    """Take a lease that nobody holds, whose time is over, or whose holder is known to be `dead`; None if it is held.
 
     A write that the former holder has under way is waited for; afterwards it can commit nothing more. A run that it
-    left behind is crashed.
+    left unfinished is crashed.
     """
     mine = {"run_id": run_id, "holder": holder, "expires_at": _until(ttl_s)}
     first = insert(LeaseRow).values(work=work, token=1, **mine).on_conflict_do_nothing().returning(LeaseRow.token)
     if (token := db.scalar(first)) is not None:
-        return token
-    # FOR UPDATE is what conflicts with the lock of `holds`; an UPDATE alone would not.
-    over = select(LeaseRow).where(LeaseRow.work == work, LeaseRow.expires_at <= _NOW).with_for_update()
-    former = db.scalar(over)
+        return Taken(token)
+    former = _lock_unheld(db, LeaseRow.work == work, dead)
     if former is None:
         return None
-    if former.run_id != run_id:
-        left = update(RunRow).where(RunRow.id == former.run_id, RunRow.state == "running")
-        db.execute(left.values(state="crashed", ended_at=func.now()))
+    left = update(RunRow).where(RunRow.id == former.run_id, RunRow.id != run_id, RunRow.state == "running")
+    crashed = db.scalar(left.values(state="crashed", ended_at=func.now()).returning(RunRow.id))
     taken = update(LeaseRow).where(LeaseRow.work == work).values(token=LeaseRow.token + 1, **mine)
-    return db.scalar(taken.returning(LeaseRow.token))
+    return Taken(db.scalars(taken.returning(LeaseRow.token)).one(), crashed)
+
+
+def displace(db: Session, run_id: str, *, dead: str | None = None) -> bool:
+    """Fence off the process that carried out a run, unless it may be alive; False when it may."""
+    if _lock_unheld(db, LeaseRow.run_id == run_id, dead) is None:
+        return holder_for(db, run_id) is None
+    ended = update(LeaseRow).where(LeaseRow.run_id == run_id)
+    db.execute(ended.values(token=LeaseRow.token + 1, expires_at=_NOW))
+    return True
+
+
+def _lock_unheld(db: Session, which: ColumnElement[bool], dead: str | None) -> LeaseRow | None:
+    # FOR UPDATE is what conflicts with the lock of `holds`; an UPDATE alone would not.
+    over = or_(LeaseRow.expires_at <= _NOW, LeaseRow.holder == dead)
+    return db.scalar(select(LeaseRow).where(which, over).with_for_update().execution_options(populate_existing=True))
 
 
 def renew(db: Session, work: str, token: int, *, ttl_s: float) -> bool | None:
