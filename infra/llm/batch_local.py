@@ -54,7 +54,7 @@ class LocalRunner:
         """`argv` is the command without -i and -o; `turn` is the file whose lock lets one run at a time."""
         self.name = name
         self.max_requests = rows
-        self._argv, self._environment = tuple(argv), dict(environment)
+        self.argv, self.environment = tuple(argv), dict(environment)
         self._turn, self._log, self._quiet_s = turn, log, quiet_s
         self._mine = asyncio.Lock()
 
@@ -119,13 +119,13 @@ class LocalRunner:
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._argv,
+                *self.argv,
                 *("-i", str(part.input), "-o", str(part.folder / OUTPUT)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=part.folder,
-                env=self._inherited() | self._environment,
+                env=self._inherited() | self.environment,
                 start_new_session=True,
                 # It holds the lock itself: should this process die, the next one waits for the run and reads it.
                 pass_fds=(turn,),
