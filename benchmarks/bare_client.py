@@ -2,12 +2,14 @@
 
 What a competent engineer writes in an hour: one session with keep-alive, as many calls under way as Headrace's window,
 each answer parsed and its text kept. The bodies are the very bytes that Headrace sends, made beforehand, so nothing is
-rendered here. Runs as a process of its own and prints one line of JSON.
+rendered here. Runs as a process of its own and prints one line of JSON. The server's key, if it wants one, is in
+`VLLM_API_KEY`.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -45,13 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--bodies", type=Path, required=True, help="One request body a line.")
     parser.add_argument("--in-flight", type=int, default=32)
-    parser.add_argument("--api-key-file", type=Path, help="A file with the server's bearer key.")
     options = parser.parse_args(argv)
     bodies = options.bodies.read_bytes().splitlines()
-    key = options.api_key_file.read_text().strip() if options.api_key_file else None
     began, cpu = time.perf_counter(), time.process_time()
     url = f"{options.base_url}/chat/completions"
-    texts = asyncio.run(ask_all(url, bodies, in_flight=options.in_flight, api_key=key))
+    texts = asyncio.run(ask_all(url, bodies, in_flight=options.in_flight, api_key=os.environ.get("VLLM_API_KEY")))
     seconds = time.perf_counter() - began
     figures = {
         "rows": len(texts),

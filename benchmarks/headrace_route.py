@@ -1,9 +1,9 @@
 """Headrace as the benchmarks run it: the one place that calls its row path.
 
-A process of its own (`python -m benchmarks.headrace_route COMMAND …`), so that its memory is nobody else's. The ledger's
-address and the settings come by environment. Each command prints one line of JSON at its end:
+A process of its own (`python -m benchmarks.headrace_route COMMAND …`), so that its memory is nobody else's. Settings
+come by environment, the ledger's address among them. Each command prints one line of JSON at its end:
 
-- `route`: snapshot a workload's incoming rows, then ask, record, validate and store; the same run id goes on with a run.
+- `route`: snapshot a workload's incoming rows, then ask, record, validate and store; a run id known already is resumed.
 - `bodies`: write the bodies that `route` would send, one a line, for the bare client.
 - `plan`: how many Prefect task runs `route_batch` makes of so many rows.
 """

@@ -5,12 +5,13 @@ import random
 import shutil
 from pathlib import Path
 
-WORDS = (
+_VOCABULARY = (
     "account advance amount balance bank branch card cash charge city counter country credit currency customer date "
     "debit deposit fee form fund holiday hour interest invoice letter limit loan machine minute month mortgage notice "
     "number office payment people phone price question rate receipt refund rent request salary service statement "
     "street terminal ticket transfer travel week withdrawal year"
-).split()
+)
+WORDS = _VOCABULARY.split()
 SCHEMA = Path(__file__).with_name("schema.py")
 INSTRUCTIONS = "Name what the customer's message is about."
 
@@ -52,6 +53,7 @@ def write_workload(folder: Path, rows: Path, *, base_url: str, model: str, revis
         "output": "schema:Subject",
         "decisive": "label",
         "tiers": {"cheap": tier, "strong": tier},
+        "max_reasks": 0,  # every client sends the same number of requests
     }
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(SCHEMA, folder / "schema.py")

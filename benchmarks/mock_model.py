@@ -25,6 +25,9 @@ MAX_ALTERNATIVES = 20
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _ALTERNATIVES = re.compile(rb'"top_logprobs":\s*(\d+)')
+_LABEL = b'"label"'
+"""In the schema of every row's request."""
+
 _FILLER = tuple(f"<unused{n}>" for n in range(MAX_ALTERNATIVES))
 
 
@@ -51,9 +54,14 @@ def tokens_of(label: str, alternatives: int) -> list[dict[str, object]]:
 def answer_body(label: str, alternatives: int | None) -> bytes:
     """The body of one chat completion; `alternatives` None: no log-probabilities were asked for."""
     logprobs = None if alternatives is None else {"content": tokens_of(label, alternatives)}
-    message = {
+    return _completion({"label": label}, logprobs)
+
+
+def _completion(answer: dict[str, object], logprobs: object) -> bytes:
+    text = json.dumps(answer, separators=(",", ":"))
+    message: dict[str, object] = {
         "role": "assistant",
-        "content": json.dumps({"label": label}, separators=(",", ":")),
+        "content": text,
         "refusal": None,
         "annotations": None,
         "audio": None,
@@ -61,8 +69,8 @@ def answer_body(label: str, alternatives: int | None) -> bytes:
         "tool_calls": [],
         "reasoning": None,
     }
-    completion = {
-        "id": f"chatcmpl-{zlib.crc32(label.encode()):032x}",
+    completion: dict[str, object] = {
+        "id": f"chatcmpl-{zlib.crc32(text.encode()):032x}",
         "object": "chat.completion",
         "created": 1_700_000_000,
         "model": MODEL,
@@ -99,23 +107,28 @@ def response(status: int, body: bytes) -> bytes:
 
 
 class Answers:
-    """The ready-made responses, and the count of calls that got one."""
+    """The ready-made responses, and the count of rows' calls that got one."""
 
     def __init__(self) -> None:
         self.calls = 0
-        self.last_at = 0.0
-        """When the last call came, seconds on this process's monotonic clock, which all processes here share."""
+        self.first_at = self.last_at = 0.0
+        """When the first and the last call came, seconds on the monotonic clock, which all processes here share."""
         self._models = response(
             200, json.dumps({"object": "list", "data": [{"id": MODEL, "max_model_len": MAX_MODEL_LEN}]}).encode()
         )
         self._missing = response(404, b'{"error":{"message":"there is nothing here"}}')
+        # curator asks this before its first row, to see whether the server follows a schema.
+        self._probe = response(200, _completion({"name": "Jason", "age": 25}, None))
         self._ready: dict[int | None, list[bytes]] = {}
 
     def to(self, start: bytes, body: bytes) -> bytes:
         """The response to one request, by its first line and its body."""
         if start.startswith(b"POST ") and b"/chat/completions" in start:
+            if _LABEL not in body:
+                return self._probe
             self.calls += 1
             self.last_at = time.monotonic()
+            self.first_at = self.first_at or self.last_at
             asked = _ALTERNATIVES.search(body)
             alternatives = min(int(asked[1]), MAX_ALTERNATIVES) if asked else None
             ready = self._ready.get(alternatives)
@@ -123,7 +136,8 @@ class Answers:
                 ready = self._ready[alternatives] = [response(200, answer_body(one, alternatives)) for one in LABELS]
             return ready[zlib.crc32(body) & 3]
         if start.startswith(b"GET /_calls"):
-            return response(200, json.dumps({"calls": self.calls, "last_at": self.last_at}).encode())
+            figures = {"calls": self.calls, "first_at": self.first_at, "last_at": self.last_at}
+            return response(200, json.dumps(figures).encode())
         if start.startswith(b"GET /v1/models"):
             return self._models
         return self._missing

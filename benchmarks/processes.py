@@ -36,9 +36,9 @@ class Mock:
         """Calls it has answered since it started."""
         return int(self._count()["calls"])
 
-    def last_call_at(self) -> float:
-        """When the last call came, seconds on the monotonic clock."""
-        return float(self._count()["last_at"])
+    def first_call_at(self) -> float:
+        """When the first call came, seconds on the monotonic clock; 0 when none did."""
+        return float(self._count()["first_at"])
 
     def _count(self) -> Json:
         with urllib.request.urlopen(self.base_url.removesuffix("/v1") + "/_calls", timeout=10) as answer:  # noqa: S310

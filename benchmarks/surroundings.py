@@ -14,8 +14,8 @@ from infra.db.session import database_url, engine_for, migrate
 from infra.db.tables import Base
 from infra.settings import Settings, load_settings
 
-FIRST_PORTS = {"port_postgres": 26432, "port_engine": 26800}
-"""Below the ports that the kernel hands out for outgoing connections, and not those of a stack that people use."""
+PORTS = range(26_000, 28_000, 8)
+"""Below the ports that the kernel hands out for outgoing connections; two benchmarks at once start in two places."""
 
 GIVEN = ("HEADRACE_", "DATABASE_URL", "PREFECT_", "MLFLOW_", "PHOENIX_", "VLLM_", "PG")
 
@@ -26,7 +26,7 @@ def embedded_stack(*names: str) -> Generator[Settings]:
 
     The caller's own addresses are put aside meanwhile: a benchmark empties its ledger again and again.
     """
-    given = load_settings()
+    given, port = load_settings(), PORTS[os.getpid() % len(PORTS)]
     kept = dict(os.environ)
     for name in [name for name in os.environ if name.startswith(GIVEN)]:
         del os.environ[name]
@@ -37,7 +37,8 @@ def embedded_stack(*names: str) -> Generator[Settings]:
             "home": home,
             "envs": services.envs_folder(given),
             "weights": services.weights_folder(given),
-            **FIRST_PORTS,
+            "port_postgres": port,
+            "port_engine": port + 2,
         }
     )
     try:
