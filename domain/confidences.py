@@ -78,7 +78,7 @@ def _spellings(field: str) -> tuple[str, str]:
 
 def _chances(tokens: Sequence[Sampled], start: int, labels: Sequence[str]) -> dict[str, float]:
     known = tuple(labels)
-    mass = dict.fromkeys(labels, 0.0)
+    mass: dict[str, float] = dict.fromkeys(known, 0.0)
     written, reached, begin = "", 1.0, 0
     heirs = known
     for token in tokens:

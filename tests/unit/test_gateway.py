@@ -18,7 +18,7 @@ from domain.prompts import baseline
 from domain.requests import Request, Usage, row_request
 from domain.schemas import OutputSchema
 from domain.workloads import Prices, Tier
-from infra.llm.gateway import LONGEST_ANSWER, LONGEST_PAUSE_S, MAX_TRIES, Gateway
+from infra.llm.gateway import LONGEST_ANSWER, MOST, Gateway
 from infra.llm.metering import read_meter, read_meters
 from infra.llm.replies import Reply
 from infra.llm.scripted import Fault, Rule, Script, ScriptedServer
