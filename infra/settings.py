@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     window: int = Field(
         default=256,
         ge=1,
-        description="Rows under way at once, sent or answered and not yet stored: the most that a kill makes paid twice.",
+        description="Rows under way at once, sent or answered and not yet stored: what a kill may cost.",
     )
     request_deadline_s: float = Field(
         default=120.0, gt=0, description="Time one request may spend being answered, over all its tries, seconds."
