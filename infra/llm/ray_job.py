@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow
-import pyarrow.parquet
 
+pyarrow: Any = importlib.import_module("pyarrow")
+parquet: Any = importlib.import_module("pyarrow.parquet")
 Json = dict[str, Any]
 
 SAMPLING: Json = {
@@ -31,19 +31,18 @@ SAMPLING: Json = {
     "stop": None,
 }
 """What a request may say about sampling, with the defaults of vLLM's own server."""
-KNOWN = {*SAMPLING, *"model messages n max_tokens max_completion_tokens response_format logprobs top_logprobs".split()}
+KNOWN = {*SAMPLING, "model", "messages", "n", "max_tokens", "response_format", "logprobs", "top_logprobs"}
 LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity; vLLM's server writes this instead."""
 REFUSALS = ("ValueError", "TypeError", "VLLMValidationError", "VLLMClientError", "ValidationError")
 """What the engine raises about a request itself, by class name; anything else may succeed elsewhere."""
-REPLY = pyarrow.schema(
-    [
-        ("request_hash", pyarrow.string()),
-        ("body", pyarrow.string()),
-        ("seconds", pyarrow.float64()),
-        ("error", pyarrow.string()),
-        ("refused", pyarrow.bool_()),
-    ]
+TEXT: Any = pyarrow.string()
+REPLY: Any = pyarrow.schema(
+    {"request_hash": TEXT, "body": TEXT, "seconds": pyarrow.float64(), "error": TEXT, "refused": pyarrow.bool_()}
+)
+PREPARED: Any = pyarrow.schema(
+    [pyarrow.field(name, TEXT) for name in ("shard", "request_hash", "params", "ask", "__inference_error__")]
+    + [pyarrow.field("tokenized_prompt", pyarrow.list_(pyarrow.int32()))]
 )
 
 
@@ -60,7 +59,7 @@ def sampling_params(body: Json, defaults: Mapping[str, Any], *, prompt_tokens: i
         raise Refused(f"the Ray engine does not know {', '.join(unknown)}")
     if body.get("n") not in (None, 1):
         raise Refused("the Ray engine gives one answer a request; n must be 1")
-    asked = body.get("max_completion_tokens") or body.get("max_tokens")
+    asked = body.get("max_tokens")
     if longest is not None and prompt_tokens + (asked or 1) > longest:
         raise Refused(f"the prompt has {prompt_tokens} tokens and asks for {asked or 1}; the model takes {longest}")
     given = {name: body[name] for name in SAMPLING if body.get(name) is not None}
@@ -125,7 +124,7 @@ def _logprob(entry: Json) -> Json:
 def engine_row(row: Mapping[str, Any]) -> Json:
     """What Ray's stage wants of a prepared row."""
     # As Arrow structs the parameters of all rows would be made alike: absent ones null, whole numbers floats, which
-    # vLLM refuses. A number as a key, which Arrow does not have, makes Ray keep the rows as the Python objects they are.
+    # vLLM refuses. A number as a key, which Arrow does not have, makes Ray keep the rows as the Python objects.
     return {"sampling_params": json.loads(row["params"]), "kept": {0: True}}
 
 
@@ -152,7 +151,10 @@ class Prepare:
         trust = bool(self._arguments.get("trust_remote_code", False))
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         self._defaults: Json = {}
-        if self._arguments.get("generation_config", "auto") == "auto" and Path(folder, "generation_config.json").exists():
+        if (
+            self._arguments.get("generation_config", "auto") == "auto"
+            and Path(folder, "generation_config.json").exists()
+        ):
             self._defaults = transformers.GenerationConfig.from_pretrained(folder).to_diff_dict()
         self._longest = self._arguments.get("max_model_len")
         if self._longest is None:
@@ -162,10 +164,11 @@ class Prepare:
         self._ends = [self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
         self._fingerprint = f"vllm-{importlib.import_module('vllm').__version__}-ray"
 
-    def __call__(self, batch: Mapping[str, Sequence[str]]) -> Iterator[pyarrow.Table]:
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> Iterator[Any]:
         """Read and prepare the shards of a batch, one table each."""
         for uri in batch["requests"]:
-            rows = read_table(str(uri)).to_pylist()
+            with cast(Any, fsspec.open(str(uri), "rb")) as stream:
+                rows = cast(list[Json], parquet.read_table(stream).to_pylist())
             prepared = [self._row(row) | {"shard": str(uri), "request_hash": row["request_hash"]} for row in rows]
             yield pyarrow.Table.from_pylist(prepared, PREPARED)
 
@@ -181,7 +184,7 @@ class Prepare:
         except Exception as error:  # noqa: BLE001 - whatever a single row does must not end the job
             message = f"{Refused.__name__}: {error}"[:300]
             return {"tokenized_prompt": [], "params": "{}", "ask": "{}", "__inference_error__": message}
-        ask = {
+        ask: Json = {
             "model": body["model"],
             "logprobs": params["logprobs"],
             "max_tokens": params["max_tokens"],
@@ -191,18 +194,6 @@ class Prepare:
         }
         rest = {"params": json.dumps(params), "ask": json.dumps(ask), "__inference_error__": ""}
         return {"tokenized_prompt": tokens, **rest}
-
-
-PREPARED = pyarrow.schema(
-    [
-        ("shard", pyarrow.string()),
-        ("request_hash", pyarrow.string()),
-        ("tokenized_prompt", pyarrow.list_(pyarrow.int32())),
-        ("params", pyarrow.string()),
-        ("ask", pyarrow.string()),
-        ("__inference_error__", pyarrow.string()),
-    ]
-)
 
 
 def engine_arguments(engine_args: Mapping[str, Any]) -> Json:
@@ -248,7 +239,7 @@ def run(spec: Json) -> int:
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"requests": uri} for uri in todo], override_num_blocks=len(todo))
     rows = shards.map_batches(Prepare, fn_constructor_args=(spec,), batch_size=1, concurrency=1)
-    replies = processor(spec)(rows).map(lambda row: reply(row) if row.get("refused") is None else row)
+    replies = processor(spec)(rows).map(settled)
     arrived: dict[str, dict[str, Json]] = {}
     for row in replies.iter_rows():
         shard = todo[row["shard"]]
@@ -261,26 +252,25 @@ def run(spec: Json) -> int:
     return len(todo)
 
 
+def settled(row: Json) -> Json:
+    """Failed rows go past the processor's own postprocess, so they become replies after it."""
+    return reply(row) if row.get("refused") is None else row
+
+
 def exists(uri: str) -> bool:
     """Is there a file under this uri?"""
     fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(uri))
     return bool(fs.exists(path))
 
 
-def read_table(uri: str) -> pyarrow.Table:
-    """A Parquet file as a table."""
-    with fsspec.open(uri, "rb") as stream:
-        return pyarrow.parquet.read_table(stream)
-
-
 def write_table(uri: str, rows: Sequence[Json]) -> None:
     """A reply shard, complete under its name or not there at all."""
     fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(uri))
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    table = pyarrow.Table.from_pylist([{name: row[name] for name in REPLY.names} for row in rows], REPLY)
+    table: Any = pyarrow.Table.from_pylist(list(rows), REPLY)  # what the schema does not name is left out
     part = f"{path}.{time.time_ns():x}.part"
     with fs.open(part, "wb") as stream:
-        pyarrow.parquet.write_table(table, stream, compression="zstd")
+        parquet.write_table(table, stream, compression="zstd")
     fs.mv(part, path)
 
 
@@ -301,8 +291,8 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         print("usage: ray_job.py SPEC_URI", file=sys.stderr)
         return 2
-    with fsspec.open(argv[0], "rb") as stream:
-        spec = cast(Json, json.loads(cast(bytes, stream.read())))
+    with cast(Any, fsspec.open(argv[0], "rb")) as stream:
+        spec = cast(Json, json.loads(stream.read()))
     left = run(spec)
     if left:
         print(f"{left} shards are without a reply", file=sys.stderr)

@@ -30,7 +30,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a job wrote for one request: a chat completion's body, or an error that the request is (not) to blame for."""
+    """What a job wrote for one request: a chat completion, or an error and whether the request is to blame."""
 
     body: bytes
     seconds: float
@@ -54,9 +54,9 @@ class Shards:
     def _local(self) -> bool:
         return "file" in self._fs.protocol
 
-    def uri(self, part: str, name: str) -> str:
-        """Where a file is, as a job on another machine has to say it."""
-        return str(self._fs.unstrip_protocol(self._path(part, name)))
+    def uri(self, part: str, shard: Shard) -> str:
+        """Where a shard's `requests` or `replies` are, as a job on another machine has to say it."""
+        return str(self._fs.unstrip_protocol(self._path(part, f"{shard.name}.parquet")))
 
     def writer(self) -> "Writer":
         """Takes requests one by one."""
@@ -137,7 +137,7 @@ class Shards:
 
 
 class Writer:
-    """Cuts a stream of requests into shards and holds no more than one.
+    """Cuts a stream of requests into shards; holds the requests of no more than one.
 
     Where a shard ends is said by the hash of its last request, not by counting from the start: when a job goes on after
     the ledger has taken some of its rows, the shards after those rows are the ones that were there before.
@@ -148,16 +148,23 @@ class Writer:
         self._rows = rows
         self._held: dict[str, Request] = {}
         self._bytes = 0
+        self._written: list[Shard] = []
 
-    def add(self, request: Request) -> Shard | None:
-        """Take a request; the shard that it ended, if it did."""
+    def add(self, request: Request) -> None:
+        """Take a request, and write the shard that it ends, if it does."""
         self._held[request.hash] = request
         self._bytes += len(str(request.last["content"]))
         ends = int(request.hash[:8], 16) % self._rows == 0
         full = len(self._held) >= 4 * self._rows or self._bytes >= LONGEST_SHARD
-        return self.close() if ends or full else None
+        if ends or full:
+            self._write()
 
-    def close(self) -> Shard | None:
-        """Write what is held; the shard, or None when there is nothing."""
-        held, self._held, self._bytes = self._held, {}, 0
-        return self._shards.write(held) if held else None
+    def close(self) -> list[Shard]:
+        """Write what is held; all shards of the stream."""
+        if self._held:
+            self._write()
+        return self._written
+
+    def _write(self) -> None:
+        self._written.append(self._shards.write(self._held))
+        self._held, self._bytes = {}, 0

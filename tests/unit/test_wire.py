@@ -18,7 +18,11 @@ LABELS = ("access", "card", "exchange", "loan", "transfer", "withdrawal")
 
 def request(**properties: tuple[str, ...]) -> Request:
     schema = {"properties": {name: {"enum": list(labels)} for name, labels in properties.items()}}
-    body = {"model": "m", "messages": [{"role": "user", "content": "q"}], "response_format": {"json_schema": {"schema": schema}}}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "q"}],
+        "response_format": {"json_schema": {"schema": schema}},
+    }
     return Request.of(body, None)  # pyright: ignore[reportArgumentType]
 
 
