@@ -155,7 +155,7 @@ def ensure(name: str, layers: tuple[str, ...], progress: Progress) -> None:
 def _build(name: str, layers: list[str], progress: Progress) -> None:
     target = folder(name)
     log = home() / "logs" / f"env-{name}.log"
-    if _torch_pin(LOCKS / f"{LAYERS[name][0]}.txt"):
+    if name in {"engine", "ray"}:
         _check_torch(name)
     if LAYERS[name][0] in layers:
         # Half a build, or none: its scripts name this very path, so it cannot be built elsewhere and moved in.
@@ -222,18 +222,13 @@ def _cause(lines: list[str], code: int) -> str:
 
 def _torch_options(pip: list[str], lock: Path, log: Path) -> list[str]:
     """Name PyTorch's own index only when pip, as configured here, does not find the build."""
-    pin = _torch_pin(lock)
+    pin = re.search(r"^torch==\S+", lock.read_text(), re.MULTILINE)
     if not pin:
         return []
-    probe = [*pip, "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", pin]
+    probe = [*pip, "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", pin.group()]
     with log.open("a") as out:
         found = subprocess.run(probe, stdout=out, stderr=out, check=False).returncode == 0
     return [] if found else ["--extra-index-url", TORCH_INDEX]
-
-
-def _torch_pin(lock: Path) -> str:
-    pin = re.search(r"^torch==\S+", lock.read_text(), re.MULTILINE)
-    return pin.group() if pin else ""
 
 
 def _dists(site: Path) -> int:

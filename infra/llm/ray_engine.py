@@ -31,6 +31,16 @@ from infra.settings import Settings
 SHARD_ROWS = 256
 """Rows of a shard on average: what is generated again after a kill, and what the ledger gets at once."""
 MAX_JOBS = 2
+EMBEDDED_ARGS: Mapping[str, JsonValue] = {
+    "max_model_len": 2048,
+    "enforce_eager": True,
+    "logprobs_mode": "processed_logprobs",
+    "max_logprobs": 20,
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    "generation_config": "vllm",
+}
+"""What the embedded servers get on their command lines (`infra/services.py`), where the reasons are."""
+POLL_S = 2.0
 LINGER_S = 20.0
 """When no further request comes for so long, those at hand are a job."""
 
@@ -78,10 +88,13 @@ class RayEngine:
         ray: str | LocalRay,
         token: str | None = None,
         shard_rows: int = SHARD_ROWS,
+        linger_s: float = LINGER_S,
+        poll_s: float = POLL_S,
     ) -> None:
         self._model = model
         self._cluster = Cluster(ray, token)
         self._storage, self._shard_rows = storage, shard_rows
+        self._linger_s, self._poll_s = linger_s, poll_s
         self._written: set[Shard] = set()
 
     async def __aenter__(self) -> Self:
@@ -103,7 +116,7 @@ class RayEngine:
 
         A job takes what has come until the stream ends or pauses. Closing the generator stops the job.
         """
-        rounds = Rounds(requests, linger_s=LINGER_S)
+        rounds = Rounds(requests, linger_s=self._linger_s)
         try:
             while not rounds.ended:
                 if shards := await self._collect(rounds):
@@ -130,7 +143,8 @@ class RayEngine:
         tries: dict[str, list[Try]] = {}
         open_: Sequence[Shard] = shards
         for number in range(1, MAX_JOBS + 1):
-            job = RayRun(self._cluster, self._shards, open_, self._model.asked() | self._model.placed())
+            asked = self._model.asked() | self._model.placed()
+            job = RayRun(self._cluster, self._shards, open_, asked=asked, poll_s=self._poll_s)
             last = number == MAX_JOBS
             failed = self._shards.writer()
             async with aclosing(job.arrivals()) as arrivals:
@@ -198,17 +212,24 @@ def ray_engine(settings: Settings, model: RayModel) -> RayEngine:
             hint="Set HEADRACE_RAY_STORAGE to a folder that both reach, s3://bucket/headrace.",
         )
     storage = storage or (settings.home / "ray").as_uri()
-    if address is not None:
-        token = settings.ray_token_file.expanduser().read_text().strip() if settings.ray_token_file else None
-        return RayEngine(model, storage=storage, ray=address, token=token)
-    local = LocalRay(
+    if address is None:
+        placed = replace(model, bundle=model.bundle or {"CPU": 1})
+        return RayEngine(placed, storage=storage, ray=local_ray(settings))
+    token = settings.ray_token_file.expanduser().read_text().strip() if settings.ray_token_file else None
+    return RayEngine(model, storage=storage, ray=address, token=token)
+
+
+def local_ray(settings: Settings) -> LocalRay:
+    """A Ray of this machine, not started yet, with vLLM on the CPU."""
+    return LocalRay(
         Path(services.python(settings, "ray")),
         environment={**services.QUIET, **vllm_cpu.environment(settings.home / "cache")},
         log=settings.home / "logs" / "ray.log",
     )
-    return RayEngine(replace(model, bundle=model.bundle or {"CPU": 1}), storage=storage, ray=local)
 
 
-def embedded_source(settings: Settings, name: str) -> str | None:
-    """Where the weights of a model of the example are on this machine; None for any other model."""
-    return str(services.weights_folder(settings) / name) if name in services.MODELS.values() else None
+def embedded_model(settings: Settings, name: str) -> RayModel | None:
+    """A model of the example as its embedded server serves it; None for any other name."""
+    if name not in services.MODELS.values():
+        return None
+    return RayModel(name, str(services.weights_folder(settings) / name), EMBEDDED_ARGS)

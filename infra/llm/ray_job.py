@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,7 +137,7 @@ def reply(row: Mapping[str, Any]) -> Json:
         # The beginning is the class of the error; what follows may quote the prompt and is kept short.
         kind = error.partition(":")[0]
         refused = kind in {*REFUSALS, Refused.__name__}
-        return {**place, "body": "", "seconds": 0.0, "error": error[:300], "refused": refused}
+        return {**place, "body": "", "seconds": 0.0, "error": error.removeprefix("Refused: ")[:300], "refused": refused}
     seconds = float(row["time_taken_llm"])
     return {**place, "body": json.dumps(chat_completion(row)), "seconds": seconds, "error": "", "refused": False}
 
@@ -151,11 +152,9 @@ class Prepare:
         trust = bool(self._arguments.get("trust_remote_code", False))
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         self._defaults: Json = {}
-        if (
-            self._arguments.get("generation_config", "auto") == "auto"
-            and Path(folder, "generation_config.json").exists()
-        ):
-            self._defaults = transformers.GenerationConfig.from_pretrained(folder).to_diff_dict()
+        if self._arguments.get("generation_config", "auto") == "auto":
+            with suppress(OSError):  # few models have none
+                self._defaults = transformers.GenerationConfig.from_pretrained(folder).to_diff_dict()
         self._longest = self._arguments.get("max_model_len")
         if self._longest is None:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust).get_text_config()
@@ -192,8 +191,8 @@ class Prepare:
             "ends": self._ends,
             "fingerprint": self._fingerprint,
         }
-        rest = {"params": json.dumps(params), "ask": json.dumps(ask), "__inference_error__": ""}
-        return {"tokenized_prompt": tokens, **rest}
+        texts = {"params": json.dumps(params), "ask": json.dumps(ask)}
+        return {"tokenized_prompt": tokens, **texts, "__inference_error__": ""}
 
 
 def engine_arguments(engine_args: Mapping[str, Any]) -> Json:
@@ -232,7 +231,6 @@ def run(spec: Json) -> int:
     """Answer every shard that has no reply yet; the number of shards that stay without one."""
     ray = importlib.import_module("ray")
     todo = {shard["requests"]: shard for shard in spec["shards"] if not exists(shard["replies"])}
-    print(f"{len(todo)} of {len(spec['shards'])} shards to do", flush=True)
     if not todo:
         return 0
     ray.init(ignore_reinit_error=True)
@@ -294,8 +292,7 @@ def main(argv: Sequence[str]) -> int:
     with cast(Any, fsspec.open(argv[0], "rb")) as stream:
         spec = cast(Json, json.loads(stream.read()))
     left = run(spec)
-    if left:
-        print(f"{left} shards are without a reply", file=sys.stderr)
+    print(f"{left} shards are without a reply", flush=True)
     return 1 if left else 0
 
 

@@ -106,7 +106,7 @@ class Jobs:
             raise ModelUnavailable(
                 f"Ray at {self.address} refused {method} {path}: HTTP {status}", hint=HINT
             ) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile
             cause = type(error).__name__
             raise ModelUnavailable(f"Ray at {self.address} could not be reached ({cause})", hint=HINT) from error
         return answer

@@ -20,7 +20,6 @@ from infra.llm.ray_shards import Shard, Shards
 SCRIPT = Path(__file__).with_name("ray_job.py")
 BATCH_ROWS = 32
 """Rows that Ray Data hands to the engine together; eight batches are under way at once."""
-POLL_S = 2.0
 PATIENCE_S = 120.0
 """How long Ray may not be reachable while a job runs."""
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -59,10 +58,12 @@ class Cluster:
 class RayRun:
     """One job over some shards, from its submission to its end."""
 
-    def __init__(self, cluster: Cluster, shards: Shards, todo: Sequence[Shard], asked: Mapping[str, JsonValue]) -> None:
+    def __init__(
+        self, cluster: Cluster, shards: Shards, todo: Sequence[Shard], *, asked: Mapping[str, JsonValue], poll_s: float
+    ) -> None:
         self._cluster = cluster
         self._shards = shards
-        self._asked = asked
+        self._asked, self._poll_s = asked, poll_s
         self._all = len(todo)
         self.missing = list(todo)
         """Shards without a reply; final once `arrivals` has ended."""
@@ -81,25 +82,25 @@ class RayRun:
             yield shard
         if not self.missing:
             return
+        jobs: Jobs | None = None
+        ended = False
         try:
             jobs = await self._cluster.connect()
             await self._submit(jobs)
-        except ModelUnavailable as error:
-            self.cause = error.message
-            await self._cluster.disconnect()
-            return
-        ended = False
-        try:
             while not ended:
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(self._poll_s)
                 ended = await self._ended(jobs)
                 for shard in await self._arrived():
                     yield shard
+        except ModelUnavailable as error:
+            self.cause = error.message
         finally:
-            if not ended:
+            if jobs is not None and not ended:  # also when its submission was not acknowledged
                 with suppress(ModelUnavailable):
                     await jobs.stop(self.name)
             await asyncio.to_thread(self._shards.forget_spec, self.name)
+        if not ended:
+            await self._cluster.disconnect()
 
     async def _submit(self, jobs: Jobs) -> None:
         places = [
@@ -124,24 +125,22 @@ class RayRun:
         return arrived
 
     async def _ended(self, jobs: Jobs) -> bool:
-        """Has the job ended? Also when Ray could not be asked for too long; `cause` says why."""
+        """Has the job ended? `cause` says how; raises ModelUnavailable when Ray cannot be asked for too long."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 state = await jobs.state(self.name)
                 if state.ended:
                     self.cause = f"Ray job {self.name} ended as {state.status}{_reason(await jobs.log(self.name))}"
-            except ModelUnavailable as error:
+            except ModelUnavailable:
                 if time.monotonic() > deadline:
-                    self.cause = error.message
-                    await self._cluster.disconnect()
-                    return True
-                await asyncio.sleep(POLL_S)
+                    raise
+                await asyncio.sleep(self._poll_s)
             else:
                 return state.ended
 
 
 def _reason(log: str) -> str:
     """The last error a job's log names, without what surrounds it."""
-    named = re.findall(r"^(?:\x1b\[[0-9;]*m|\S+ )*?([\w.]*(?:Error|Exception): [^\n]*)", log, re.MULTILINE)
+    named = re.findall(r"^(?:\x1b\[[0-9;]*m|\S+ )*?([\w.]*(?:Error|Exception): [^\n]*)", log[-20_000:], re.MULTILINE)
     return f": {named[-1][:200]}" if named else ""

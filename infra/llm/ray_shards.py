@@ -4,7 +4,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -103,13 +103,13 @@ class Shards:
     def forget(self, shard: Shard, *, requests: bool = True) -> None:
         """Remove a shard's reply, and its requests when nobody needs them any more."""
         for part in ("requests", "replies") if requests else ("replies",):
-            path = self._path(part, f"{shard.name}.parquet")
-            if self._fs.exists(path):
-                self._fs.rm_file(path)
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(part, f"{shard.name}.parquet"))
 
     def forget_spec(self, name: str) -> None:
         """Remove what a job that has ended was to do."""
-        self._fs.rm_file(self._path("jobs", f"{name}.json"))
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path("jobs", f"{name}.json"))
 
     @contextmanager
     def _complete(self, path: str) -> Generator[str]:
