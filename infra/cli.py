@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from domain.errors import HeadraceError, InputError, NotFound
+from domain.workloads import EngineName
 from infra import services, stack, startup, terminal
 from infra.settings import Settings, load_settings
 
@@ -124,6 +125,7 @@ def run(
     with_up: Annotated[bool, typer.Option("--up", help="Start the stack first.")] = False,
     route: Annotated[bool, typer.Option(help="Answer the workload's incoming rows afterwards.")] = True,
     max_rows: MaxRows = None,
+    engine: Annotated[EngineName | None, typer.Option(help="What answers the rows; default: as the workload says.")] = None,
     max_usd: MaxUsd = None,
     max_tokens: MaxTokens = None,
 ) -> None:
@@ -137,7 +139,7 @@ def run(
         _connect(settings)
         from infra import running
 
-        limits = running.Limits(max_rows=max_rows, max_usd=max_usd, max_tokens=max_tokens)
+        limits = running.Limits(max_rows=max_rows, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
         running.optimize_then_route(load_settings(), workload, limits=limits, route=route, console=console)
 
 

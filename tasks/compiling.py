@@ -58,7 +58,7 @@ def _compile_key(loaded: LoadedWorkload, tier: TierName, train: list[StoredRecor
     workload = loaded.workload
     return digest(
         {
-            "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million"}),
+            "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million", "engine", "engine_args"}),
             "optimizer": workload.optimizer.model_dump(mode="json"),
             "baseline": _baseline(loaded).model_dump(mode="json"),
             "code": loaded.code,

@@ -17,11 +17,11 @@ from domain.bundles import Bundle
 from domain.confidences import LabelPrior
 from domain.errors import BudgetReached, HeadraceError, Place, RunCancelled, RunUnderWay, WorkloadError
 from domain.ledgers import Meter
-from domain.workloads import TierName
+from domain.workloads import EngineName, TierName
 from infra import leases, reporting, tracking
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, calls, runs
-from infra.llm.ledgered import base_urls
+from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
 from infra.rows import Deployment
 from infra.settings import load_settings
@@ -40,7 +40,13 @@ def is_retryable(_task: object, _run: TaskRun, state: State) -> bool:
 
 @task(retry_condition_fn=is_retryable)
 def open_run(
-    kind: str, workload: str, *, uri: str | None = None, max_usd: float | None = None, max_tokens: int | None = None
+    kind: str,
+    workload: str,
+    *,
+    uri: str | None = None,
+    engine: EngineName | None = None,
+    max_usd: float | None = None,
+    max_tokens: int | None = None,
 ) -> RunRef:
     """Read the workload, become the only one that does this, and open the run in the ledger and in MLflow.
 
@@ -74,6 +80,7 @@ def open_run(
         folder=str(loaded.folder),
         workload_hash=loaded.hash,
         tracking_id=tracking_id,
+        engine=engine,
     )
 
 
@@ -212,7 +219,8 @@ def step(run: RunRef, name: str) -> Generator[str]:
 
 def _servers(loaded: LoadedWorkload) -> list[str]:
     settings = load_settings()
-    return [url for name in TierName for url in base_urls(loaded.workload.tiers[name], settings)]
+    tiers = [loaded.workload.tiers[name] for name in TierName]
+    return [url for tier in tiers if tier.engine is EngineName.HTTP for url in base_urls(tier, settings)]
 
 
 def _as_json(meters: dict[str, Meter]) -> dict[str, dict[str, float]]:
