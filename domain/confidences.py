@@ -95,7 +95,7 @@ def _chances(tokens: Sequence[Sampled], start: int, labels: Sequence[str]) -> di
         heirs = _heirs(token.text, before, written, known)
         reached *= math.exp(alternatives.get(token.text, -math.inf))
         written += token.text[len(before) :]
-    for label in heirs if written else []:
+    for label in heirs if written else ():
         mass[label] += reached / len(heirs)
     total = sum(max(m, FLOOR) for m in mass.values())
     return {label: math.log(max(m, FLOOR) / total) for label, m in mass.items()} if any(mass.values()) else {}

@@ -20,6 +20,7 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 WorkloadName = Annotated[str, typer.Argument(help="A name below the workloads folder, or a path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 MaxRows = Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")]
+Engine = Annotated[EngineName | None, typer.Option(help="What answers the rows; default: as the workload says.")]
 MaxUsd = Annotated[float | None, typer.Option(min=0, help="Pause each run before it has spent more, USD.")]
 MaxTokens = Annotated[int | None, typer.Option(min=0, help="Pause each run before it has used more tokens.")]
 RunId = Annotated[str, typer.Argument(help="A run's id or its beginning.")]
@@ -125,7 +126,9 @@ def run(
     with_up: Annotated[bool, typer.Option("--up", help="Start the stack first.")] = False,
     route: Annotated[bool, typer.Option(help="Answer the workload's incoming rows afterwards.")] = True,
     max_rows: MaxRows = None,
-    engine: Annotated[EngineName | None, typer.Option(help="What answers the rows; default: as the workload says.")] = None,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="What answers the rows; default: as the workload says.")
+    ] = None,
     max_usd: MaxUsd = None,
     max_tokens: MaxTokens = None,
 ) -> None:

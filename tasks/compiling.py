@@ -28,6 +28,9 @@ from tasks.running import is_retryable, load_for, step
 if TYPE_CHECKING:
     from infra.llm.optimizer import Ask, CompileReport, Example
 
+SERVED_BY = {"base_urls", "usd_per_million", "engine", "engine_args"}
+"""Of a tier, what has no say in what it answers."""
+
 
 @task(task_run_name="compile-{tier}", retry_condition_fn=is_retryable)
 def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
@@ -58,7 +61,9 @@ def _compile_key(loaded: LoadedWorkload, tier: TierName, train: list[StoredRecor
     workload = loaded.workload
     return digest(
         {
-            "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million", "engine", "engine_args"}),
+            "tier": workload.tiers[tier].model_dump(
+                mode="json", exclude={"base_urls", "usd_per_million", "engine", "engine_args"}
+            ),
             "optimizer": workload.optimizer.model_dump(mode="json"),
             "baseline": _baseline(loaded).model_dump(mode="json"),
             "code": loaded.code,

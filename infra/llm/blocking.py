@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import uvloop
+
 from domain.ledgers import Stage
 from domain.requests import Completion, Request
 from domain.workloads import EngineName, Tier, TierName
@@ -23,7 +25,7 @@ def blocking_ask(
 
     Searches ask one thing after the other: whatever engine answers the tier's rows, they go to its servers.
     """
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="headrace-calls", daemon=True)
     thread.start()
 

@@ -44,7 +44,9 @@ async def open_engine(tier: Tier, settings: Settings) -> AsyncGenerator[Opened]:
     elif tier.engine is EngineName.RAY:
         from infra.llm.ray_engine import RayModel, embedded_model, ray_engine
 
-        model = embedded_model(settings, tier.model) or RayModel(tier.model, str(tier.engine_args.get("model", tier.model)))
+        model = embedded_model(settings, tier.model) or RayModel(
+            tier.model, str(tier.engine_args.get("model", tier.model))
+        )
         own = {name: value for name, value in tier.engine_args.items() if name != "model"}
         async with ray_engine(settings, replace(model, engine_args={**model.engine_args, **own})) as engine:
             yield Opened(engine, ALL_AT_ONCE, Lengths(), online=False)
@@ -63,9 +65,7 @@ async def _batches(tier: Tier, settings: Settings) -> AsyncGenerator[Opened]:
     runner = (
         HostedRunner(tier.base_urls[0], api_key=key)
         if tier.base_urls
-        else await asyncio.to_thread(
-            LocalRunner.embedded, settings, tier.model, engine_args=_words(tier.engine_args)
-        )
+        else await asyncio.to_thread(LocalRunner.embedded, settings, tier.model, engine_args=_words(tier.engine_args))
     )
     async with BatchEngine(runner, folder=settings.home / "batches") as engine:
         yield Opened(engine, ALL_AT_ONCE, Lengths(), online=False)
