@@ -17,7 +17,7 @@ from psycopg.adapt import Dumper
 from psycopg.errors import CharacterNotInRepertoire, UntranslatableCharacter
 from psycopg.pq import Format
 from psycopg.sql import SQL, Composed, Identifier
-from sqlalchemy import Connection
+from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
@@ -73,26 +73,15 @@ def copy_over(db: Session, table: type[Base], rows: Iterable[Row]) -> int:
 
 
 def _copy(db: Session, table: type[Base], rows: Iterable[Row], *, overwrite: bool) -> int:
-    iterator = iter(rows)
-    first = next(iterator, None)
+    first, rows = _peeked(rows)
     if first is None:
         return 0
     way = _way(table, tuple(first))
-    connection = db.connection()
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with _translated(connection, driver, way), driver.cursor() as cursor:
+    with _cursor(db, way.copy) as cursor:
         cursor.execute(way.stage)
         if _holds(cursor, way.is_used):  # only after an earlier call in this transaction; TRUNCATE takes milliseconds
             cursor.execute(way.empty)
-        cursor.adapters.register_dumper(_Json, _Json)
-        cursor.adapters.register_dumper(_UuidText, _UuidText)
-        with cursor.copy(way.copy) as copy:
-            copy.set_types(way.types)
-            values, width = way.values, len(way.types)
-            for row in chain((first,), iterator):
-                if len(row) != width:
-                    raise ValueError(f"a row for {way.table} has other columns than the first: {sorted(row)}")
-                copy.write_row(values(row))
+        _pour(cursor, way.copy, rows)
         if not overwrite:
             cursor.execute(way.insert_new)
         elif _holds(cursor, way.has_twins):
@@ -102,25 +91,68 @@ def _copy(db: Session, table: type[Base], rows: Iterable[Row], *, overwrite: boo
         return cursor.rowcount
 
 
-def _holds(cursor: psycopg.Cursor[Any], question: bytes) -> bool:
+def copy_into(db: Session, table: Table, rows: Iterable[Row]) -> int:
+    """COPY rows into a table of the transaction's own, where no key is in the way; returns how many. As `copy_new`."""
+    first, rows = _peeked(rows)
+    if first is None:
+        return 0
+    copy = _copying(table, tuple(first), into=table.name)
+    with _cursor(db, copy) as cursor:
+        _pour(cursor, copy, rows)
+        return cursor.rowcount
+
+
+def _peeked(rows: Iterable[Row]) -> tuple[Row | None, Iterator[Row]]:
+    iterator = iter(rows)
+    first = next(iterator, None)
+    return first, iterator if first is None else chain((first,), iterator)
+
+
+def _pour(cursor: "psycopg.Cursor[Any]", copying: "_Copying", rows: Iterator[Row]) -> None:
+    cursor.adapters.register_dumper(_Json, _Json)
+    cursor.adapters.register_dumper(_UuidText, _UuidText)
+    with cursor.copy(copying.statement) as copy:
+        copy.set_types(copying.types)
+        values, width = copying.values, len(copying.types)
+        for row in rows:
+            if len(row) != width:
+                raise ValueError(f"a row for {copying.table} has other columns than the first: {sorted(row)}")
+            copy.write_row(values(row))
+
+
+def _holds(cursor: "psycopg.Cursor[Any]", question: bytes) -> bool:
     return cast("tuple[bool]", cursor.execute(question).fetchone())[0]
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """How rows with certain columns get into a table: the statements, the column types, the values of a row."""
+class _Copying:
+    """COPY of certain columns: the statement, the columns' types, the values of a row in their order."""
 
     table: str
+    statement: bytes
     types: tuple[str, ...]
     values: Callable[[Row], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How rows with certain columns get into a table by a temporary one."""
+
     stage: bytes
     is_used: bytes
     empty: bytes
-    copy: bytes
+    copy: _Copying
     insert_new: bytes
     has_twins: bytes
     insert_over: bytes
     insert_last: bytes
+
+
+@cache
+def _copying(table: Table, names: tuple[str, ...], *, into: str) -> _Copying:
+    statement = SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(Identifier(into), _listed(names))
+    types = tuple(_type_name(table, column) for column in names)
+    return _Copying(table.name, statement.as_bytes(), types, _values(names))
 
 
 @cache
@@ -145,13 +177,10 @@ def _way(table: type[Base], names: tuple[str, ...]) -> _Way:
     # What stands there already as it is is not written again: a repeated transaction leaves no dead rows behind.
     over = "ON CONFLICT ({keys}) DO UPDATE SET {changed} WHERE ({before}) IS DISTINCT FROM ({after})"
     return _Way(
-        table=name,
-        types=tuple(_type_name(table, column) for column in names),
-        values=_values(names),
         stage=said("CREATE TEMP TABLE IF NOT EXISTS {staged} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"),
         is_used=said("SELECT EXISTS (SELECT FROM {staged})"),
         empty=said("TRUNCATE {staged}"),
-        copy=said("COPY {staged} ({columns}) FROM STDIN (FORMAT BINARY)"),
+        copy=_copying(cast(Table, table.__table__), names, into=f"staged_{name}"),
         insert_new=said(into, "SELECT {columns} FROM {staged} ON CONFLICT DO NOTHING"),
         has_twins=said("SELECT EXISTS (SELECT FROM {staged} GROUP BY {keys} HAVING count(*) > 1)"),
         insert_over=said(into, "SELECT {columns} FROM {staged}", over),
@@ -173,9 +202,9 @@ def _values(names: tuple[str, ...]) -> Callable[[Row], tuple[Any, ...]]:
 _DIALECT = postgresql.dialect()
 
 
-def _type_name(table: type[Base], column: str) -> str:
-    """Postgres's name of a column's type, without its length: psycopg knows it by that."""
-    name = table.__table__.columns[column].type.compile(_DIALECT).partition("(")[0].lower()
+def _type_name(table: Table, column: str) -> str:
+    """Postgres's name of a column's type, without length and collation: psycopg knows it by that."""
+    name = table.columns[column].type.compile(_DIALECT).partition("(")[0].partition(" COLLATE")[0].lower()
     return {"float": "double precision"}.get(name, name)  # FLOAT(53)
 
 
@@ -206,17 +235,25 @@ class _UuidText(Dumper):
 
 
 @contextmanager
-def _translated(connection: Connection, driver: "psycopg.Connection[Any]", way: _Way) -> Generator[None]:
-    """Errors of the driver as SQLAlchemy raises them; it does not see what passes it by."""
+def _cursor(db: Session, copying: _Copying) -> Generator["psycopg.Cursor[Any]"]:
+    """The driver's own cursor in the session's transaction, with errors as SQLAlchemy raises them."""
+    connection = db.connection()
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:
-        yield
+        with driver.cursor() as cursor:
+            yield cursor
     except (CharacterNotInRepertoire, UntranslatableCharacter) as error:
-        where = (error.diag.context or way.table).splitlines()[-1]
+        where = (error.diag.context or copying.table).splitlines()[-1]
         raise ValueError(f"a text holds a NUL character, which Postgres cannot store ({where[:200]})") from error
     except psycopg.Error as error:
         lost = connection.dialect.is_disconnect(cast(Any, error), cast(Any, driver), None)
         if lost:
             connection.invalidate(error)
         raise DBAPIError.instance(
-            way.copy.decode(), None, error, psycopg.Error, connection_invalidated=lost, dialect=connection.dialect
+            copying.statement.decode(),
+            None,
+            error,
+            psycopg.Error,
+            connection_invalidated=lost,
+            dialect=connection.dialect,
         ) from error
