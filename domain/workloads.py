@@ -48,7 +48,7 @@ class Dataset(_Written):
     id: str = Field(default="id", description="Column that names a row; unique, read as text.")
     inputs: tuple[str, ...] = Field(min_length=1, description="Columns shown to the model.")
     gold: dict[str, str] = Field(min_length=1, description="Output field -> column with the right answer.")
-    max_row_bytes: int = Field(default=8_000, ge=1, description="A longer input row is quarantined, bytes.")
+    max_row_bytes: int = Field(default=1_000_000, ge=1, description="A longer input row is quarantined, bytes.")
     splits: Splits = Splits()
 
 
