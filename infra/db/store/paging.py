@@ -59,7 +59,7 @@ def load_records(db: Session, version: str, keys: Sequence[str]) -> list[StoredR
 def _record(
     key: str, ordinal: int, record_id: str, inputs: Json, gold: Json | None, split: str, file: str, line: int | None
 ) -> StoredRecord:
-    return StoredRecord(key, ordinal, Record(record_id, inputs, gold, Split(split), Place(file, line)))
+    return StoredRecord(key, ordinal, Record(record_id, inputs, gold, Split(split), Place(file, line), key))
 
 
 def note_deployment(db: Session, run_id: str, tier: TierName, deployment: str) -> None:
