@@ -18,8 +18,8 @@ from domain.datasets import BadRow, RawRow, excerpt
 from domain.errors import DatasetError, Place
 
 LONGEST_LINE = 16 * 1024 * 1024
-PARQUET_ROWS = 64
-"""Rows of a Parquet file that are decoded at once; each may be long."""
+PARQUET_ROWS, PARQUET_BYTES = 1_000, 1_000_000
+"""At most so many rows of a Parquet file are decoded at once, and fewer where rows are long."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _READ_AHEAD = 1 << 20
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
@@ -223,9 +223,13 @@ def _read_parquet(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
     number = 0
     try:
         file = cast(Any, parquet).ParquetFile(stream, buffer_size=_READ_AHEAD, pre_buffer=False)
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-            for raw in cast(list[dict[str, Any]], batch.to_pylist()):
+        groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+        row_bytes = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(batch_size=max(1, min(PARQUET_ROWS, PARQUET_BYTES // max(1, row_bytes)))):
+            names = cast(list[str], batch.schema.names)
+            for values in zip(*batch.columns, strict=True):
                 number += 1
+                raw = {column: value.as_py() for column, value in zip(names, values, strict=True)}
                 yield _check_values(raw, Place(name, number))
     except (broken, OSError) as error:
         raise DatasetError(Place(name), f"this is not Parquet: {error}"[:300]) from error
@@ -233,6 +237,8 @@ def _read_parquet(stream: BinaryIO, name: str) -> Iterator[ReadRow | BadRow]:
 
 def _check_values(raw: dict[str, Any], place: Place) -> ReadRow | BadRow:
     """A row with values that JSON has no type for as text; without a word for one, a bad row."""
+    if all(value is None or isinstance(value, str | int) for value in raw.values()):
+        return ReadRow(raw, place)
     try:
         return ReadRow(cast(RawRow, json.loads(json.dumps(raw, allow_nan=False, default=str))), place)
     except ValueError as error:

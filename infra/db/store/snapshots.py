@@ -16,7 +16,7 @@ Numbered = tuple[int, Record | BadRow]
 
 ROWS_A_COPY = 10_000
 """Rows read during one COPY; only the bad ones among them are kept in memory."""
-ROWS_A_STATEMENT = 200_000
+ROWS_A_STATEMENT = 50_000
 """Rows that one INSERT takes over, so that none runs into its timeout."""
 
 _OWN = MetaData()
