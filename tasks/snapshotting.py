@@ -32,7 +32,7 @@ def snapshot_incoming(run: RunRef, *, uri: str | None = None, max_rows: int | No
 def _snapshot(run: RunRef, dataset: Dataset, uri: str, *, labelled: bool, max_rows: int | None) -> DatasetRef:
     records, bad = read_dataset(dataset, uri, Path(run.folder), labelled=labelled, max_rows=max_rows)
     version = version_hash(records, bad)
-    own = [(r.key, n) for n, r in enumerate(records) if r.split is not Split.TRAIN]
+    own = [(key, n) for n, key in enumerate(r.key for r in records if r.split is not Split.TRAIN)]
     with transaction() as db:
         new = datasets.save_version(db, version, uri=uri, records=records, bad=bad)
         runs.change_run(db, run.run_id, dataset_version=version)
