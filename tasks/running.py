@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
@@ -15,7 +15,15 @@ from prefect.states import Cancelled, Suspended
 
 from domain.bundles import Bundle
 from domain.confidences import LabelPrior
-from domain.errors import BudgetReached, HeadraceError, Place, RunCancelled, RunUnderWay, WorkloadError
+from domain.errors import (
+    BudgetReached,
+    HeadraceError,
+    Place,
+    RunCancelled,
+    RunUnderWay,
+    TraceStoreError,
+    WorkloadError,
+)
 from domain.ledgers import Meter
 from domain.workloads import EngineName, TierName
 from infra import leases, reporting, tracking
@@ -126,12 +134,16 @@ def note_failure(flow: object, flow_run: FlowRun, state: State) -> None:
 
 
 def _end_early(run_id: str, *, state: str) -> None:
+    """Write an end before completion into the ledger, make room for the next run, and tell MLflow if it listens."""
     end_run(run_id, state=state)
     leases.release()
+    if state == "paused":
+        return  # to MLflow it is under way
     with transaction() as db:
         record = runs.load_run(db, run_id)
-    tracked = tracking.open_run(workload=record.workload, flow_run_id=run_id, kind=record.kind, tags={})
-    tracking.close(tracked, failed=True)
+    with suppress(TraceStoreError):
+        tracked = tracking.open_run(workload=record.workload, flow_run_id=run_id, kind=record.kind, tags={})
+        tracking.close(tracked, failed=True)
 
 
 def stoppable(body: Callable[P, R]) -> Callable[P, R]:
