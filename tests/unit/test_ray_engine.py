@@ -199,6 +199,13 @@ async def test_rows_that_fail_or_are_missing_are_asked_once_more_and_they_alone(
     assert detail.endswith("ended as FAILED: RuntimeError: the engine is gone")
 
 
+async def test_an_error_that_a_shard_holds_is_not_taken_for_its_answer(tmp_path: Path) -> None:
+    async with Cluster(lambda _text, job: "RuntimeError: x" if job == 1 else "").serving() as cluster:
+        given = await replies(cluster, tmp_path, requests(12))
+    assert all(reply.completion for reply in given.values())
+    assert cluster.jobs[0] == cluster.jobs[1]
+
+
 async def test_after_the_second_job_what_is_open_is_unavailable(tmp_path: Path) -> None:
     def outcome(text: str, _job: int) -> str | None:
         return {"row 0": None, "row 11": "RuntimeError: x"}.get(text, "")
