@@ -112,6 +112,7 @@ class LocalRay:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # there is no other node that work could go to
             # Ray takes 127.0.0.1 for "find my address" and listens on every interface. Told that it is no cluster, as
             # on a desktop, it stays on loopback.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

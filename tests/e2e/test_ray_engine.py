@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,12 +143,12 @@ async def test_the_same_rows_get_the_same_answers_as_over_http(
 
 
 def _listening(ray: LocalRay) -> set[str]:
-    return {
-        connection.laddr.ip.removeprefix("::ffff:")
-        for process in ray.processes()
-        for connection in process.net_connections(kind="tcp")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    found: set[str] = set()
+    for process in ray.processes():
+        with suppress(psutil.Error):
+            doors = [door for door in process.net_connections(kind="tcp") if door.status == psutil.CONN_LISTEN]
+            found |= {door.laddr.ip.removeprefix("::ffff:") for door in doors}
+    return found
 
 
 def _compare(requests: Sequence[Request], http: dict[str, Completion], ray: dict[str, Completion]) -> None:
