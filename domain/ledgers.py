@@ -24,6 +24,7 @@ class Stage(StrEnum):
     GENERATE = "generate"
     REASK = "reask"
     JUDGE = "judge"
+    REPRODUCE = "reproduce"
 
 
 @dataclass(frozen=True, slots=True)

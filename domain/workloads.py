@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from domain.canonical import digest
 
@@ -158,4 +158,9 @@ class Workload(_Written):
 
     def identity(self, *, code: str) -> str:
         """sha256 of the canonical form; `code` is the source of schema and metric."""
-        return digest({"workload": self.model_dump(mode="json"), "code": code})
+        return identity_of(self.model_dump(mode="json"), code=code)
+
+
+def identity_of(spec: dict[str, JsonValue], *, code: str) -> str:
+    """The same of a workload that is on record as plain JSON."""
+    return digest({"workload": spec, "code": code})

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from domain.errors import HeadraceError, InputError, NotFound
-from infra import services, stack, startup, terminal
+from infra import cli_replay, services, stack, startup, terminal
 from infra.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -188,6 +188,9 @@ def doctor(
     well = showing.check(console, settings, run_id or None, as_json=as_json)
     if not well:
         raise typer.Exit(1)
+
+
+cli_replay.add_to(app, connect=_connect, console=console)
 
 
 if __name__ == "__main__":

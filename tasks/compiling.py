@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 
+from domain.answers import fit_prior
 from domain.canonical import digest
 from domain.confidences import LabelPrior
-from domain.datasets import Split
+from domain.datasets import Split, cut_train
 from domain.ledgers import Stage
 from domain.prompts import PromptVersion, baseline
 from domain.requests import row_request
@@ -81,8 +82,7 @@ def _compile(
 
     options, tier, settings = loaded.workload.optimizer, loaded.workload.tiers[name], load_settings()
     rows = [optimizer.Example(row.key, row.record.inputs, row.record.gold or {}) for row in train]
-    judged = min(options.validation_rows, len(rows) // 3)
-    validation, held_out, demos = rows[:judged], rows[judged : 2 * judged], rows[2 * judged :]
+    validation, held_out, demos = cut_train(rows, options.validation_rows)
     limit = optimizer.budget(options, tier, train=len(demos), held_out=len(held_out))
     log = get_run_logger()
     log.info("%s: %s may make up to %d calls", name.value, options.name.value, limit)
@@ -122,8 +122,7 @@ def _prior(
 ) -> LabelPrior:
     """What the tier says of unlabelled rows; the ledger knows these answers from the search."""
     answers = [ask(row_request(prompt.render(row.inputs), tier=tier, schema=schema), row.record_key) for row in rows]
-    read = [a.label_logprobs[schema.decisive] for a in answers if schema.decisive in a.label_logprobs]
-    return LabelPrior.of(read, schema.labels)
+    return fit_prior(answers, schema)
 
 
 def _report(report: "CompileReport", *, calls: int, prior: LabelPrior) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from infra.llm.ledgered import base_urls
 from infra.llm.metering import read_meters
 from infra.rows import Deployment
 from infra.settings import load_settings
+from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
 from tasks.references import PromptRef, RunRef
 
@@ -48,6 +49,7 @@ def open_run(kind: str, workload: str) -> RunRef:
             spec=loaded.workload.model_dump(mode="json"),
             meters=_as_json(meters),
         )
+        runs.add_summary(db, run_id, {"code": code_version()})
     tracking_id = tracking.open_run(workload=loaded.workload.name, flow_run_id=run_id, kind=kind, tags={})
     tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
     links = reporting.links(run_id, tracking_id=tracking_id, workload=loaded.workload.name)

@@ -74,10 +74,11 @@ def load_records(
         .offset(first)
         .limit(limit)
     )
-    return [_stored(row) for row in db.scalars(query)]
+    return [stored_record(row) for row in db.scalars(query)]
 
 
-def _stored(row: RecordRow) -> StoredRecord:
+def stored_record(row: RecordRow) -> StoredRecord:
+    """A row of the table as the domain knows it."""
     record = Record(
         record_id=row.record_id,
         inputs=row.inputs,
