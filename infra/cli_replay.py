@@ -21,25 +21,26 @@ def add_to(app: typer.Typer, *, connect: Callable[[Settings], None], console: Co
 
     @app.command()
     def replay(run_id: RunId, workload: Where = "", as_json: AsJson = False) -> None:  # pyright: ignore[reportUnusedFunction]
-        """Make every decision of a run again from the ledger, the network off. Exit codes: 0 identical, 1 not, 2 cannot."""
-        settings = load_settings()
-        connect(settings)
-        raise typer.Exit(_replay(settings, run_id, workload, console, as_json=as_json))
+        """Make every decision of a run again from the ledger, the network off: 0 identical, 1 divergent, 2 cannot."""
+        connect(load_settings())
+        if not _replay(load_settings(), run_id, workload, console, as_json=as_json):
+            raise typer.Exit(1)
 
     @app.command()
     def reproduce(  # pyright: ignore[reportUnusedFunction]
         run_id: RunId,
         sample: Annotated[int, typer.Option(min=1, help="Rows to ask again.")] = 100,
         seed: Annotated[int, typer.Option(help="Another seed samples other rows.")] = 0,
+        workload: Where = "",
         as_json: AsJson = False,
     ) -> None:
         """Ask the live models some of a run's requests again, and say how many answers still agree."""
-        settings = load_settings()
-        connect(settings)
-        from infra import showing_reproductions
-        from infra.reproducing import reproduce as ask_again
+        connect(load_settings())
+        from infra import reproducing, showing_reproductions
 
-        found = ask_again(run_id, sample=sample, seed=seed, settings=load_settings())
+        settings = load_settings()  # with what the stack knows of its model servers
+        run, folder = _find(settings, run_id, workload)
+        found = reproducing.reproduce(run, folder, sample=sample, seed=seed, settings=settings)
         showing_reproductions.show(console, found, as_json=as_json)
 
     @app.command(name="export")
@@ -61,22 +62,24 @@ def add_to(app: typer.Typer, *, connect: Callable[[Settings], None], console: Co
         console.print(f"{sum(import_runs(file).values()):,} rows read from {file}", markup=False)
 
 
-def _replay(settings: Settings, run_id: str, workload: str, console: Console, *, as_json: bool) -> int:
-    from infra import showing_replays, terminal
+def _find(settings: Settings, run_id: str, workload: str) -> tuple[str, Path]:
+    """A run's whole id and its workload's folder; raises NotFound and WorkloadError."""
     from infra.db.session import transaction
     from infra.db.store import runs
-    from infra.replaying import NotReplayable, replay
-    from infra.sealing import seal
     from infra.workloads import find_workload
 
-    with transaction() as db:  # the connection that stays open
+    with transaction() as db:
         run = runs.load_run(db, run_id)
-    folder = find_workload(workload or run.workload, settings.workloads)
+    return run.id, find_workload(workload or run.workload, settings.workloads)
+
+
+def _replay(settings: Settings, run_id: str, workload: str, console: Console, *, as_json: bool) -> bool:
+    from infra import showing_replays
+    from infra.replaying import replay
+    from infra.sealing import seal
+
+    run, folder = _find(settings, run_id, workload)  # on the connection that stays open
     sealed = seal()
-    try:
-        found = replay(run.id, folder)
-    except NotReplayable as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(terminal.failure(error))
-        return 2
+    found = replay(run, folder)
     showing_replays.show_replay(console, found, sealed, as_json=as_json)
-    return 0 if found.seen.identical else 1
+    return found.seen.identical

@@ -72,7 +72,7 @@ def export_run(run_id: str, file: Path) -> dict[str, int]:
                 with archive.open(f"{name}.jsonl", "w", force_zip64=True) as entry:
                     counts[name] = 0
                     for row in db.execute(query.execution_options(yield_per=BATCH)).mappings():
-                        entry.write(json.dumps(_plain(name, row), ensure_ascii=False).encode() + b"\n")
+                        entry.write(json.dumps(_plain(name, {**row}), ensure_ascii=False).encode() + b"\n")
                         counts[name] += 1
     return counts
 
@@ -151,9 +151,11 @@ def _frame(db: Session, run_id: str, tier: TierName) -> Frame | None:
     return Frame(row.body, row.revision) if row else None
 
 
-def _plain(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(name: str, row: Mapping[Any, Any]) -> dict[str, Any]:
     """A row in JSON's types; links lead to servers that the reader does not have."""
-    values = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()}
+    values: dict[str, Any] = {
+        key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()
+    }
     return {**values, "links": {}} if name == RunRow.__tablename__ else values
 
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue, ValidationError
 from domain.bundles import Bundle
 from domain.canonical import digest
 from domain.datasets import Split, split_of
-from domain.errors import HeadraceError
+from domain.errors import NotFound
 from domain.replays import Cause, Comparison, Kind
 from domain.workloads import Workload, identity_of
 from infra import versions
@@ -29,10 +29,8 @@ PAGE = 1000
 """Rows in memory at once."""
 
 
-class NotReplayable(HeadraceError):
+class NotReplayable(NotFound):
     """The run has not ended, or what it was made of is gone."""
-
-    hint = "See the runs with `headrace runs`."
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """What a past run decided and what it decided on, a page of rows at a time."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -175,3 +175,9 @@ def count_settled(db: Session, run_id: str) -> int:
     outcomes = db.scalar(select(func.count()).select_from(OutcomeRow).where(OutcomeRow.run_id == run_id))
     refused = select(func.count()).select_from(QuarantinedRow).where(QuarantinedRow.run_id == run_id)
     return (outcomes or 0) + (db.scalar(refused.where(QuarantinedRow.stage != "snapshot")) or 0)
+
+
+def answered_keys(db: Session, run_id: str) -> Iterator[str]:
+    """Keys of the rows that any tier answered in a run, one after the other."""
+    query = select(AnswerRow.record_key).where(AnswerRow.run_id == run_id).distinct()
+    yield from db.scalars(query.execution_options(yield_per=5000))
