@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from domain.answers import fit_prior
 from domain.bundles import Bundle
 from domain.canonical import digest
+from domain.compiles import compile_key
 from domain.confidences import LabelPrior
 from domain.datasets import Split, cut_train
 from domain.prompts import PromptVersion
@@ -13,6 +14,7 @@ from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import datasets
 from infra.db.store import replays as store
+from infra.db.store.datasets import StoredRecord
 from infra.db.store.replays import StoredPrompt
 from infra.replayed_rows import Setting
 from infra.rows import Deployment
@@ -43,27 +45,25 @@ def compiled_tiers(setting: Setting, bundle: Bundle) -> dict[TierName, Replayed]
 
 
 def _compiled(setting: Setting, name: TierName, bundle: Bundle) -> Replayed:
-    part, seen = bundle[name], setting.seen
+    part, seen, loaded = bundle[name], setting.seen, setting.loaded
     with transaction() as db:
         found = store.load_prompts(db, setting.run.workload, name, part.prompt.hash)
+        train = datasets.load_records(db, setting.run.dataset_version or "", Split.TRAIN)
     if not found:
         seen.same(Kind.PROMPT_VERSIONS, f"{name.value}'s prompt", part.prompt.hash, "it is gone", cause=Cause.PROMPT)
-        found = [StoredPrompt(part.prompt.hash, part.prompt.model_dump(mode="json"), part.prior)]
-    # The same prompt may have been compiled more than once: the prior tells which of them this run used.
-    stored = next((prompt for prompt in found if prompt.prior == part.prior), found[0])
+        found = [StoredPrompt("", part.prompt.hash, part.prompt.model_dump(mode="json"), part.prior)]
+    # Other compiles may have ended with the same prompt. Where the code or the rows have changed since, so has the
+    # key, and the newest compile is the best guess.
+    keys = [row.key for row in train]
+    key = compile_key(loaded.workload, loaded.schema, name, code=loaded.code, train=keys)
+    stored = next((prompt for prompt in found if prompt.compile_key == key), found[0])
     intact = seen.same(
         Kind.PROMPT_VERSIONS, f"{name.value}'s prompt", stored.hash, digest(stored.body), cause=Cause.PROMPT
     )
-    deployment = _deployment(
-        setting,
-        name,
-        bundle,
-        PromptVersion.model_validate(stored.body),
-        stored.prior,
-        max_reasks=setting.loaded.workload.max_reasks,
-    )
+    prompt = PromptVersion.model_validate(stored.body)
+    deployment = _deployment(setting, name, bundle, prompt, stored.prior, max_reasks=loaded.workload.max_reasks)
     cause = setting.cause if intact else Cause.PROMPT
-    _compare_prior(setting, deployment, cause)
+    _compare_prior(setting, deployment, train, cause)
     return Replayed(deployment, cause)
 
 
@@ -81,10 +81,8 @@ def _deployment(
     )
 
 
-def _compare_prior(setting: Setting, deployment: Deployment, cause: Cause) -> None:
+def _compare_prior(setting: Setting, deployment: Deployment, train: list[StoredRecord], cause: Cause) -> None:
     """Fit the label prior again on the rows that it was fitted on, from the answers they got."""
-    with transaction() as db:
-        train = datasets.load_records(db, setting.run.dataset_version or "", Split.TRAIN)
     validation, held_out, _ = cut_train(train, setting.loaded.workload.optimizer.validation_rows)
     hashes = [deployment.request(row).hash for row in (*validation, *held_out)]
     known = setting.recording.completions(set(hashes))

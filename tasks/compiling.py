@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger, task
 
 from domain.answers import fit_prior
-from domain.canonical import digest
+from domain.compiles import baseline_of, compile_key
 from domain.confidences import LabelPrior
 from domain.datasets import Split, cut_train
 from domain.ledgers import Stage
-from domain.prompts import PromptVersion, baseline
+from domain.prompts import PromptVersion
 from domain.requests import row_request
 from domain.schemas import OutputSchema
 from domain.workloads import Tier, TierName
@@ -36,7 +36,8 @@ def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
     loaded = load_for(run)
     with transaction() as db:
         train = datasets.load_records(db, data.version, Split.TRAIN)
-        key = _compile_key(loaded, tier, train)
+        keys = [row.key for row in train]
+        key = compile_key(loaded.workload, loaded.schema, tier, code=loaded.code, train=keys)
         found = bundles.find_compiled(db, key)
     get_run_logger().info("%s: %s", tier.value, "compiled before, nothing to do" if found else "compiling")
     with step(run, f"compile-{tier.value}") as step_id:
@@ -52,26 +53,6 @@ def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
         calls=0 if found else compiled.report["calls"],
         improved=compiled.report["improved"],
     )
-
-
-def _compile_key(loaded: LoadedWorkload, tier: TierName, train: list[StoredRecord]) -> str:
-    """Everything a compile depends on: the tier, the options, the instructions, the code and the train rows."""
-    workload = loaded.workload
-    return digest(
-        {
-            "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million"}),
-            "optimizer": workload.optimizer.model_dump(mode="json"),
-            "baseline": _baseline(loaded).model_dump(mode="json"),
-            "code": loaded.code,
-            "metric": workload.metric,
-            "train": [row.key for row in train],
-        }
-    )
-
-
-def _baseline(loaded: LoadedWorkload) -> PromptVersion:
-    workload = loaded.workload
-    return baseline(workload.instructions, input_fields=workload.dataset.inputs, schema=loaded.schema)
 
 
 def _compile(
@@ -96,7 +77,7 @@ def _compile(
     with blocking_ask(run.run_id, name, tier, settings, stage=Stage.COMPILE) as ask:
         with compile_traces(step_id, expected_calls=limit):
             result = optimizer.compile_prompt(
-                _baseline(loaded),
+                baseline_of(loaded.workload, loaded.schema),
                 tier=tier,
                 options=options,
                 schema=loaded.schema,

@@ -47,6 +47,7 @@ class StoredCompletion:
 class StoredPrompt:
     """A prompt version as it stands in the ledger, unread."""
 
+    compile_key: str
     hash: str
     body: Json
     prior: dict[str, float]
@@ -90,7 +91,7 @@ def load_prompts(db: Session, workload: str, tier: str, prompt_hash: str) -> lis
         )
         .order_by(PromptVersionRow.created_at.desc())
     )
-    return [StoredPrompt(row.hash, row.body, row.report["prior"]) for row in db.scalars(query)]
+    return [StoredPrompt(row.compile_key, row.hash, row.body, row.report["prior"]) for row in db.scalars(query)]
 
 
 def load_bundle_body(db: Session, bundle_hash: str) -> Json | None:
