@@ -12,10 +12,9 @@ from domain.datasets import BadRow
 from domain.errors import Place
 from domain.outcomes import Outcome
 from domain.prompts import Message
-from domain.requests import Completion, Frame, Request
+from domain.requests import Completion, Frame, Request, Usage
 from domain.workloads import TierName
 from infra.db.store.answers import StoredAnswer, StoredScore
-from infra.db.store.calls import completion_of
 from infra.db.store.datasets import StoredRecord, stored_record
 from infra.db.tables import (
     AnswerRow,
@@ -121,8 +120,19 @@ def load_completions(
     for row, stored in db.execute(query).tuples():
         frame = frames.setdefault(stored.hash, Frame(stored.body, stored.revision)) if stored else None
         request = Request(frame, cast(Message, row.last_message)) if frame else None
-        found[row.request_hash] = StoredCompletion(completion_of(row), request)
+        found[row.request_hash] = StoredCompletion(_completion(row), request)
     return found
+
+
+def _completion(row: CompletionRow) -> Completion:
+    return Completion(
+        request_hash=row.request_hash,
+        text=row.text,
+        finish_reason=row.finish_reason,
+        usage=Usage(row.prompt_tokens, row.completion_tokens, row.cached_tokens),
+        label_logprobs=row.label_logprobs,
+        fingerprint=row.fingerprint,
+    )
 
 
 def load_answers(db: Session, run_id: str, keys: Collection[str]) -> dict[tuple[str, str], StoredAnswer]:
