@@ -190,7 +190,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-cli_replay.add_to(app, connect=_connect, console=console)
+app.add_typer(cli_replay.verbs)
 
 
 if __name__ == "__main__":
