@@ -129,7 +129,7 @@ class LabelPrior:
     def apply(self, logprobs: Mapping[str, float]) -> dict[str, float]:
         """Divide each label's probability by its mean and renormalise to 1."""
         weights = {label: math.exp(value) / max(self.means[label], FLOOR) for label, value in logprobs.items()}
-        total = sum(weights.values())
+        total = math.fsum(weights.values())  # in whatever order they come: the ledger does not keep that of the wire
         return {label: weight / total for label, weight in weights.items()}
 
 

@@ -7,12 +7,15 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from pydantic import JsonValue
 
 from domain.canonical import canonical, digest, share
 from domain.errors import Place
 from domain.workloads import Dataset, Splits
+
+T = TypeVar("T")
 
 
 class Split(StrEnum):
@@ -78,6 +81,12 @@ def split_of(record_id: str, splits: Splits) -> Split:
     if position < splits.train:
         return Split.TRAIN
     return Split.CALIBRATION if position < splits.train + splits.calibration else Split.TEST
+
+
+def cut_train(train: list[T], validation_rows: int) -> tuple[list[T], list[T], list[T]]:
+    """The train split in three: validation and held-out rows, at most so many of each, and the rest for demos."""
+    judged = min(validation_rows, len(train) // 3)
+    return train[:judged], train[judged : 2 * judged], train[2 * judged :]
 
 
 class Reader:

@@ -179,4 +179,9 @@ class Workload(_Written):
 
     def identity(self, *, code: str) -> str:
         """sha256 of the canonical form; `code` is the source of schema and metric."""
-        return digest({"workload": self.model_dump(mode="json"), "code": code})
+        return identity_of(self.model_dump(mode="json"), code=code)
+
+
+def identity_of(spec: dict[str, JsonValue], *, code: str) -> str:
+    """The same of a workload that is on record as plain JSON."""
+    return digest({"workload": spec, "code": code})

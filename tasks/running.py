@@ -33,6 +33,7 @@ from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
 from infra.rows import Deployment
 from infra.settings import load_settings
+from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
 from tasks.references import PromptRef, RunRef
 
@@ -76,6 +77,7 @@ def open_run(
             meters=_as_json(meters),
             budget=(max_usd, max_tokens),
         )
+        runs.add_summary(db, run_id, {"code": code_version()})
     tracking_id = tracking.open_run(workload=loaded.workload.name, flow_run_id=run_id, kind=kind, tags={})
     tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
     links = reporting.links(run_id, tracking_id=tracking_id, workload=loaded.workload.name)

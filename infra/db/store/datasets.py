@@ -30,7 +30,7 @@ def load_records(
         .offset(first)
         .limit(limit)
     )
-    return [_stored(row) for row in db.scalars(query)]
+    return [stored_record(row) for row in db.scalars(query)]
 
 
 def load_run_rows(db: Session, run_id: str, first: int, last: int) -> list[StoredRecord]:
@@ -42,10 +42,11 @@ def load_run_rows(db: Session, run_id: str, first: int, last: int) -> list[Store
         .where(RunRowRow.run_id == run_id, RunRowRow.position >= first, RunRowRow.position < last)
         .order_by(RunRowRow.position)
     )
-    return [_stored(row) for row in db.scalars(query)]
+    return [stored_record(row) for row in db.scalars(query)]
 
 
-def _stored(row: RecordRow) -> StoredRecord:
+def stored_record(row: RecordRow) -> StoredRecord:
+    """A row of the table as the domain knows it."""
     record = Record(
         record_id=row.record_id,
         inputs=row.inputs,
