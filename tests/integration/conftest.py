@@ -20,10 +20,6 @@ SMALL = {
     "HEADRACE_WINDOW": "16",
     "HEADRACE_OUTAGE_PATIENCE_S": "4",
     "HEADRACE_SPAN_SAMPLE": "0.2",
-}
-    "HEADRACE_CHUNK_ROWS": "30",
-    "HEADRACE_IN_FLIGHT": "8",
-    "HEADRACE_SPAN_SAMPLE": "0.2",
     "HEADRACE_LEASE_S": "10",
 }
 """A hundred rows are several chunks, a killed flow leaves most of them undone, and the dead are soon known to be."""
