@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -76,17 +76,11 @@ def _spellings(field: str) -> tuple[str, str]:
     return json.dumps(field, ensure_ascii=False), json.dumps(field)
 
 
-@cache
-def _ending(label: str) -> str:
-    """A label as it stands in JSON, from its first character to the closing quote."""
-    return json.dumps(label, ensure_ascii=False)[1:]
-
-
 def _chances(tokens: Sequence[Sampled], start: int, labels: Sequence[str]) -> dict[str, float]:
-    spelt = {label: _ending(label) for label in labels}
-    mass = dict.fromkeys(labels, 0.0)
+    known = tuple(labels)
+    mass: dict[str, float] = dict.fromkeys(known, 0.0)
     written, reached, begin = "", 1.0, 0
-    heirs = list(labels)
+    heirs = known
     for token in tokens:
         before = token.text[: max(start - begin, 0)]
         begin += len(token.text)
@@ -94,24 +88,28 @@ def _chances(tokens: Sequence[Sampled], start: int, labels: Sequence[str]) -> di
             continue
         alternatives = token.alternatives
         for text, logprob in alternatives.items():
-            others = _heirs(text, before, written, spelt) if text != token.text else []
-            for label in others:
-                mass[label] += reached * math.exp(logprob) / len(others)
-        heirs = _heirs(token.text, before, written, spelt)
+            if text != token.text and (others := _heirs(text, before, written, known)):
+                part = reached * math.exp(logprob) / len(others)
+                for label in others:
+                    mass[label] += part
+        heirs = _heirs(token.text, before, written, known)
         reached *= math.exp(alternatives.get(token.text, -math.inf))
         written += token.text[len(before) :]
-    for label in heirs if written else []:
+    for label in heirs if written else ():
         mass[label] += reached / len(heirs)
     total = sum(max(m, FLOOR) for m in mass.values())
     return {label: math.log(max(m, FLOOR) / total) for label, m in mass.items()} if any(mass.values()) else {}
 
 
-def _heirs(text: str, before: str, written: str, spelt: Mapping[str, str]) -> list[str]:
+@lru_cache(maxsize=65_536)  # a vocabulary offers the same few tokens in the same place, row after row
+def _heirs(text: str, before: str, written: str, labels: tuple[str, ...]) -> tuple[str, ...]:
     """The labels that a value can still become once a token of this text follows what is written of it."""
     if not text.startswith(before) or text == before:
-        return []
+        return ()
     value = written + text[len(before) :]
-    return [label for label, end in spelt.items() if end.startswith(value) or value.startswith(end)]
+    # As a label stands in JSON, from its first character to the closing quote.
+    spelt = ((label, json.dumps(label, ensure_ascii=False)[1:]) for label in labels)
+    return tuple(label for label, end in spelt if end.startswith(value) or value.startswith(end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ class LabelPrior:
     def apply(self, logprobs: Mapping[str, float]) -> dict[str, float]:
         """Divide each label's probability by its mean and renormalise to 1."""
         weights = {label: math.exp(value) / max(self.means[label], FLOOR) for label, value in logprobs.items()}
-        total = sum(weights.values())
+        total = math.fsum(weights.values())  # in whatever order they come: the ledger does not keep that of the wire
         return {label: weight / total for label, weight in weights.items()}
 
 

@@ -1,5 +1,7 @@
 """Every knob of Headrace: one frozen tree, read at the edge, each field described."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import AliasChoices, Field, SecretStr
@@ -74,6 +76,19 @@ class Settings(BaseSettings):
         "It is part of every request's identity, so that other weights are never answered from the ledger.",
     )
 
+    ray_address: str | None = Field(
+        default=None,
+        description="Dashboard of a Ray cluster of yours, http://host:8265; without it `engine: ray` starts Ray here.",
+    )
+    ray_storage: str | None = Field(
+        default=None,
+        description="Folder for its requests and replies, an fsspec uri that this machine and the cluster reach; "
+        "default: `ray` in the home folder.",
+    )
+    ray_token_file: Path | None = Field(
+        default=None, description="File with the cluster's token (RAY_AUTH_MODE=token there)."
+    )
+
     port_postgres: int = Field(default=54329, description="First port tried for Postgres; the next free one is taken.")
     port_prefect: int = Field(default=4200, description="First port tried for Prefect.")
     port_mlflow: int = Field(default=5000, description="First port tried for MLflow.")
@@ -89,7 +104,7 @@ class Settings(BaseSettings):
     window: int = Field(
         default=256,
         ge=1,
-        description="Rows under way at once, sent or answered and not yet stored: the most that a kill makes paid twice.",
+        description="Rows under way at once, sent or answered and not yet stored: what a kill may cost.",
     )
     request_deadline_s: float = Field(
         default=120.0, gt=0, description="Time one request may spend being answered, over all its tries, seconds."
@@ -108,7 +123,15 @@ class Settings(BaseSettings):
     )
 
 
+_READ = ("HEADRACE_", "DATABASE_URL", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PHOENIX_", "VLLM_API_KEY", "HOME")
+
+
 def load_settings() -> Settings:
-    """Read the environment once; the home folder comes back absolute."""
+    """The settings that the environment gives now; the home folder comes back absolute."""
+    return _settings(tuple(item for item in os.environ.items() if item[0].startswith(_READ)))
+
+
+@lru_cache(maxsize=4)
+def _settings(_environment: tuple[tuple[str, str], ...]) -> Settings:
     settings = Settings()
     return settings.model_copy(update={"home": settings.home.expanduser().resolve()})

@@ -25,14 +25,15 @@ from domain.errors import (
     WorkloadError,
 )
 from domain.ledgers import Meter
-from domain.workloads import TierName
+from domain.workloads import EngineName, TierName
 from infra import leases, reporting, tracking
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, calls, runs
-from infra.llm.ledgered import base_urls
+from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
 from infra.rows import Deployment
 from infra.settings import load_settings
+from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
 from tasks.references import PromptRef, RunRef
 
@@ -48,7 +49,13 @@ def is_retryable(_task: object, _run: TaskRun, state: State) -> bool:
 
 @task(retry_condition_fn=is_retryable)
 def open_run(
-    kind: str, workload: str, *, uri: str | None = None, max_usd: float | None = None, max_tokens: int | None = None
+    kind: str,
+    workload: str,
+    *,
+    uri: str | None = None,
+    engine: EngineName | None = None,
+    max_usd: float | None = None,
+    max_tokens: int | None = None,
 ) -> RunRef:
     """Read the workload, become the only one that does this, and open the run in the ledger and in MLflow.
 
@@ -70,19 +77,27 @@ def open_run(
             meters=_as_json(meters),
             budget=(max_usd, max_tokens),
         )
-    tracking_id = tracking.open_run(workload=loaded.workload.name, flow_run_id=run_id, kind=kind, tags={})
-    tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
-    links = reporting.links(run_id, tracking_id=tracking_id, workload=loaded.workload.name)
-    tracking.set_tags(tracking_id, {f"headrace.link.{name}": url for name, url in links.items()})
-    with transaction() as db:
-        runs.add_links(db, run_id, links)
+        runs.add_summary(db, run_id, {"code": code_version()})
     return RunRef(
         run_id=run_id,
         workload=loaded.workload.name,
         folder=str(loaded.folder),
         workload_hash=loaded.hash,
-        tracking_id=tracking_id,
+        tracking_id=_track(run_id, kind, loaded),
+        engine=engine,
     )
+
+
+def _track(run_id: str, kind: str, loaded: LoadedWorkload) -> str:
+    """Open the run in MLflow, with links from everywhere to everywhere; returns its id there."""
+    name = loaded.workload.name
+    tracking_id = tracking.open_run(workload=name, flow_run_id=run_id, kind=kind, tags={})
+    tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
+    links = reporting.links(run_id, tracking_id=tracking_id, workload=name)
+    tracking.set_tags(tracking_id, {f"headrace.link.{name}": url for name, url in links.items()})
+    with transaction() as db:
+        runs.add_links(db, run_id, links)
+    return tracking_id
 
 
 @task(retry_condition_fn=is_retryable)
@@ -224,7 +239,8 @@ def step(run: RunRef, name: str) -> Generator[str]:
 
 def _servers(loaded: LoadedWorkload) -> list[str]:
     settings = load_settings()
-    return [url for name in TierName for url in base_urls(loaded.workload.tiers[name], settings)]
+    tiers = [loaded.workload.tiers[name] for name in TierName]
+    return [url for tier in tiers if tier.engine is EngineName.HTTP for url in base_urls(tier, settings)]
 
 
 def _as_json(meters: dict[str, Meter]) -> dict[str, dict[str, float]]:

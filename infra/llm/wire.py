@@ -66,7 +66,7 @@ class _Token:
         """What the server listed for the token's place, and the token itself, which a short list may leave out."""
         listed: dict[str, float] = {}
         for other in cast(list[Json], self._raw["top_logprobs"]):
-            text, logprob = cast(str, other["token"]), float(other["logprob"])
+            text, logprob = cast(str, other["token"]), cast(float, other["logprob"])
             # Two tokens may read the same (a word piece and a bare byte): their probabilities add up.
             listed[text] = float(np.logaddexp(listed[text], logprob)) if text in listed else logprob
         return {self.text: float(self._raw["logprob"])} | listed

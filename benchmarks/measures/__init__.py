@@ -1,0 +1,1 @@
+"""The measures: each runs its processes and returns figures."""
