@@ -36,6 +36,8 @@ def settle(completion: Completion, schema: OutputSchema, prior: LabelPrior) -> A
     if logprobs is None:
         return Answer(output=checked.output, confidence=None, reason="no log-probabilities for the decisive field")
     decision = decide(logprobs, prior)
+    if decision.label == checked.output.get(schema.decisive):
+        return Answer(output=checked.output, confidence=decision.confidence)
     corrected = {**checked.output, schema.decisive: decision.label}
     try:
         schema.model.model_validate(corrected)

@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +17,29 @@ FLOOR = 1e-9
 """Probability given to a label that the server did not list."""
 
 
+class Sampled(Protocol):
+    """One sampled token with the alternatives the server listed for its place (text -> log-probability)."""
+
+    @property
+    def text(self) -> str:
+        """What it spells."""
+        ...
+
+    @property
+    def alternatives(self) -> Mapping[str, float]:
+        """Itself and others; asked for only where it matters."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One sampled token with the alternatives the server listed for its place (text -> log-probability)."""
+    """A sampled token that is all there."""
 
     text: str
     alternatives: Mapping[str, float]
 
 
-def label_logprobs(tokens: Sequence[Token], fields: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+def label_logprobs(tokens: Sequence[Sampled], fields: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """Log-probabilities over the allowed values of each closed field, renormalised.
 
     A value is followed token by token for as long as several labels share what is written so far; an
@@ -46,7 +62,7 @@ _TO_VALUE = re.compile(r'\s*:\s*"(?=.)', re.DOTALL)
 
 def _value_start(text: str, field: str) -> int | None:
     """Offset of the first character inside the string value of a top-level key; what rows quote is no key."""
-    spellings = (json.dumps(field, ensure_ascii=False), json.dumps(field))
+    spellings = _spellings(field)
     depth = 0
     for lexeme in _LEXEME.finditer(text):
         if lexeme[0] in spellings and depth == 1 and (value := _TO_VALUE.match(text, lexeme.end())):
@@ -55,35 +71,45 @@ def _value_start(text: str, field: str) -> int | None:
     return None
 
 
-def _chances(tokens: Sequence[Token], start: int, labels: Sequence[str]) -> dict[str, float]:
-    spelt = {label: json.dumps(label, ensure_ascii=False)[1:] for label in labels}  # the closing quote included
-    mass = dict.fromkeys(labels, 0.0)
+@cache
+def _spellings(field: str) -> tuple[str, str]:
+    return json.dumps(field, ensure_ascii=False), json.dumps(field)
+
+
+def _chances(tokens: Sequence[Sampled], start: int, labels: Sequence[str]) -> dict[str, float]:
+    known = tuple(labels)
+    mass: dict[str, float] = dict.fromkeys(known, 0.0)
     written, reached, begin = "", 1.0, 0
-    heirs = list(labels)
+    heirs = known
     for token in tokens:
         before = token.text[: max(start - begin, 0)]
         begin += len(token.text)
         if before == token.text or len(heirs) < 2:
             continue
-        for text, logprob in token.alternatives.items():
-            others = _heirs(text, before, written, spelt) if text != token.text else []
-            for label in others:
-                mass[label] += reached * math.exp(logprob) / len(others)
-        heirs = _heirs(token.text, before, written, spelt)
-        reached *= math.exp(token.alternatives.get(token.text, -math.inf))
+        alternatives = token.alternatives
+        for text, logprob in alternatives.items():
+            if text != token.text and (others := _heirs(text, before, written, known)):
+                part = reached * math.exp(logprob) / len(others)
+                for label in others:
+                    mass[label] += part
+        heirs = _heirs(token.text, before, written, known)
+        reached *= math.exp(alternatives.get(token.text, -math.inf))
         written += token.text[len(before) :]
-    for label in heirs if written else []:
+    for label in heirs if written else ():
         mass[label] += reached / len(heirs)
     total = sum(max(m, FLOOR) for m in mass.values())
     return {label: math.log(max(m, FLOOR) / total) for label, m in mass.items()} if any(mass.values()) else {}
 
 
-def _heirs(text: str, before: str, written: str, spelt: Mapping[str, str]) -> list[str]:
+@lru_cache(maxsize=65_536)  # a vocabulary offers the same few tokens in the same place, row after row
+def _heirs(text: str, before: str, written: str, labels: tuple[str, ...]) -> tuple[str, ...]:
     """The labels that a value can still become once a token of this text follows what is written of it."""
     if not text.startswith(before) or text == before:
-        return []
+        return ()
     value = written + text[len(before) :]
-    return [label for label, end in spelt.items() if end.startswith(value) or value.startswith(end)]
+    # As a label stands in JSON, from its first character to the closing quote.
+    spelt = ((label, json.dumps(label, ensure_ascii=False)[1:]) for label in labels)
+    return tuple(label for label, end in spelt if end.startswith(value) or value.startswith(end))
 
 
 @dataclass(frozen=True, slots=True)

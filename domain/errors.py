@@ -68,6 +68,30 @@ class RequestRefused(ModelError):
     hint = "Check model name, prompt length and schema against the server."
 
 
+class PromptTooLong(RequestRefused):
+    """The model's context has no room for this prompt and its answer; it was not sent."""
+
+    hint = "Shorten the row, take fewer demos, or serve the model with a longer context."
+
+
+class WorkerKilled(RequestRefused):
+    """Every worker that this request was sent to died of it."""
+
+    hint = "Look at the row and at the worker's log; the row is in quarantine, the others went on."
+
+
+class RequestFailed(ModelError):
+    """The server fails on this request again and again, while it answers others."""
+
+    hint = "Look at the worker's log; the row is in quarantine, the others went on."
+
+
+class RequestTimedOut(ModelError):
+    """This request was not answered in its time, while others were."""
+
+    hint = "Raise HEADRACE_REQUEST_DEADLINE_S or lower max_tokens; the row is in quarantine, the others went on."
+
+
 class AnswerGarbled(ModelError):
     """The server answers this request with something that is no chat completion, however often it is asked."""
 
@@ -92,6 +116,33 @@ class StoreError(HeadraceError):
 
     retryable = True
     hint = "Check the database with `headrace doctor`."
+
+
+class RunUnderWay(HeadraceError):
+    """Another process carries out the same work and is alive."""
+
+    def __init__(self, run_id: str, holder: str) -> None:
+        fix = f"Wait for it, or stop it with `headrace cancel {run_id[:8]}`."
+        super().__init__(f"run {run_id} does the same and is under way in {holder}.", hint=fix)
+        self.run_id = run_id
+
+
+class LeaseLost(HeadraceError):
+    """Another process has taken this one's work over; nothing of this one is written any more."""
+
+    hint = "Nothing is to be done: the other process goes on from the ledger."
+
+
+class RunCancelled(HeadraceError):
+    """The run was asked to stop; finished rows are kept."""
+
+    hint = "Go on with `headrace resume RUN`."
+
+
+class BudgetReached(HeadraceError):
+    """The next call could cross the run's budget; finished rows are kept."""
+
+    hint = "Go on with `headrace resume RUN --max-usd X` or `--max-tokens N`."
 
 
 class TraceStoreError(HeadraceError):

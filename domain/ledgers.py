@@ -12,8 +12,12 @@ class OutcomeClass(StrEnum):
     ANSWERED = "answered"
     TRUNCATED = "truncated"
     REFUSED = "refused"
+    THROTTLED = "throttled"
     UNAVAILABLE = "unavailable"
+    LOST = "lost"
+    STALLED = "stalled"
     TIMEOUT = "timeout"
+    FAILED = "failed"
     GARBLED = "garbled"
 
 

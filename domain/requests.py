@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from domain.canonical import canonical, digest
 from domain.prompts import Message
-from domain.schemas import OutputSchema
+from domain.schemas import OutputSchema, closed_fields
 from domain.workloads import Tier
 
 TOP_LOGPROBS = 20
@@ -28,6 +28,11 @@ class Frame:
     def hash(self) -> str:
         """sha256 over body and revision."""
         return digest({"body": self.body, "revision": self.revision})
+
+    @cached_property
+    def closed_fields(self) -> dict[str, tuple[str, ...]]:
+        """The answer's fields with a closed set of values, by the JSON Schema it is asked to follow."""
+        return closed_fields(response_schema(self.body))
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ class Request:
     def model(self) -> str:
         """The served model name."""
         return cast(str, self.frame.body["model"])
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens the answer may take; 0 when the request does not limit them."""
+        limit = self.frame.body.get("max_tokens")
+        return limit if isinstance(limit, int) else 0
 
     @property
     def revision(self) -> str | None:

@@ -1,15 +1,12 @@
 """Summaries: the figures of a run as plain JSON, and as the sentences that people read."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import cast
 
 from pydantic import JsonValue
 
 from domain.bundles import CascadeFigures
 from domain.certificates import Certificate, NotCertified, Tuned
-from domain.outcomes import Outcome
-from domain.workloads import TierName
 
 Json = dict[str, JsonValue]
 
@@ -57,22 +54,31 @@ def verdict_line(verdict: Certificate | NotCertified) -> str:
     return f"Not certified: {verdict.reason}. All rows go to the strong tier; {needed} (there are {verdict.n})."
 
 
-def batch_summary(outcomes: Sequence[Outcome], strong_usd: Sequence[float], threshold: float | None) -> Json:
+@dataclass(frozen=True, slots=True)
+class BatchFigures:
+    """Counts of a routed batch, and USD: of its outcomes together, and of a strong answer on average."""
+
+    answered: int
+    on_cheap: int
+    escalated: int
+    usd: float
+    strong_mean_usd: float | None
+
+
+def batch_summary(figures: BatchFigures, threshold: float | None) -> Json:
     """What routing came to; all-strong is priced by the mean price of the rows that the strong tier answered."""
-    n = len(outcomes)
-    spent = sum(outcome.usd for outcome in outcomes)
-    strong_mean = sum(strong_usd) / len(strong_usd) if strong_usd else None
+    n, spent, strong = figures.answered, figures.usd, figures.strong_mean_usd
     summary: Json = {
         "answered": n,
-        "kept_on_cheap": sum(outcome.tier is TierName.CHEAP for outcome in outcomes),
-        "escalated": sum(outcome.escalated for outcome in outcomes),
+        "kept_on_cheap": figures.on_cheap,
+        "escalated": figures.escalated,
         "threshold": threshold,
         "usd_per_1000": 1000 * spent / n if n else 0.0,
-        "escalation_rate": sum(outcome.tier is TierName.STRONG for outcome in outcomes) / n if n else 0.0,
+        "escalation_rate": (n - figures.on_cheap) / n if n else 0.0,
     }
-    if strong_mean is not None and n:
-        summary["usd_per_1000_all_strong"] = 1000 * strong_mean
-        summary["saving"] = 1 - spent / (n * strong_mean) if strong_mean else 0.0
+    if strong is not None and n:
+        summary["usd_per_1000_all_strong"] = 1000 * strong
+        summary["saving"] = 1 - spent / (n * strong) if strong else 0.0
     return summary
 
 

@@ -2,12 +2,12 @@
 
 from prefect import flow
 
-from domain.workloads import TierName
+from domain.workloads import EngineName, TierName
 from tasks.chunking import incoming_chunks
 from tasks.generating import generate_chunk
 from tasks.references import BundleRef
 from tasks.routing import load_champion, settle_chunk, summarise_batch
-from tasks.running import close_run, note_failure, open_run
+from tasks.running import close_run, note_failure, open_run, stoppable
 from tasks.snapshotting import snapshot_incoming
 from tasks.validating import validate_chunk
 
@@ -19,15 +19,26 @@ from tasks.validating import validate_chunk
     on_crashed=[note_failure],
     on_cancellation=[note_failure],
 )
-def route_batch(workload: str = "support-triage", uri: str | None = None, max_rows: int | None = None) -> BundleRef:
+@stoppable
+def route_batch(
+    workload: str = "support-triage",
+    uri: str | None = None,
+    max_rows: int | None = None,
+    engine: EngineName | None = None,
+    max_usd: float | None = None,
+    max_tokens: int | None = None,
+) -> BundleRef:
     """Answer a batch of rows with the workload's champion bundle.
 
     Args:
         workload: Name of a folder below the workloads folder, or a path to one.
         uri: Rows to answer; empty means the workload's `dataset.incoming`.
         max_rows: Answer the first rows only.
+        engine: What answers the rows, http, ray or openai-batch; empty means what each tier of the workload says.
+        max_usd: Pause the run before it has spent more than this, list price in USD; `headrace resume` raises it.
+        max_tokens: The same in tokens, prompt and completion together.
     """
-    run = open_run("route", workload)
+    run = open_run("route", workload, uri=uri, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
     bundle = load_champion(run)
     data = snapshot_incoming(run, uri=uri, max_rows=max_rows)
     cheap = [generate_chunk(run, data, bundle, chunk) for chunk in incoming_chunks(data, TierName.CHEAP)]

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from domain.errors import HeadraceError, InputError, NotFound
+from domain.workloads import EngineName
 from infra import services, stack, startup, terminal
 from infra.settings import Settings, load_settings
 
@@ -19,6 +20,10 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 WorkloadName = Annotated[str, typer.Argument(help="A name below the workloads folder, or a path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 MaxRows = Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")]
+Engine = Annotated[EngineName | None, typer.Option(help="What answers the rows; default: as the workload says.")]
+MaxUsd = Annotated[float | None, typer.Option(min=0, help="Pause each run before it has spent more, USD.")]
+MaxTokens = Annotated[int | None, typer.Option(min=0, help="Pause each run before it has used more tokens.")]
+RunId = Annotated[str, typer.Argument(help="A run's id or its beginning.")]
 
 
 def main() -> None:
@@ -121,6 +126,11 @@ def run(
     with_up: Annotated[bool, typer.Option("--up", help="Start the stack first.")] = False,
     route: Annotated[bool, typer.Option(help="Answer the workload's incoming rows afterwards.")] = True,
     max_rows: MaxRows = None,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="What answers the rows; default: as the workload says.")
+    ] = None,
+    max_usd: MaxUsd = None,
+    max_tokens: MaxTokens = None,
 ) -> None:
     """Optimise a workload, then route its incoming rows with the bundle that was promoted."""
     settings = load_settings()
@@ -132,7 +142,8 @@ def run(
         _connect(settings)
         from infra import running
 
-        running.optimize_then_route(load_settings(), workload, max_rows=max_rows, route=route, console=console)
+        limits = running.Limits(max_rows=max_rows, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
+        running.optimize_then_route(load_settings(), workload, limits=limits, route=route, console=console)
 
 
 @contextmanager
@@ -151,6 +162,27 @@ def _ctrl_c(settings: Settings, *, stop_stack: bool) -> Generator[None]:
             console.print("\nstopping the stack …")
             stack.down(settings)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def cancel(run_id: RunId, wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True) -> None:
+    """Stop a run; what is finished is kept, `headrace resume` does the rest."""
+    _connect(load_settings())
+    from infra import stopping
+
+    if not stopping.cancel(run_id, console, load_settings(), wait=wait) and wait:
+        raise typer.Exit(1)
+
+
+@app.command()
+def resume(run_id: RunId, max_usd: MaxUsd = None, max_tokens: MaxTokens = None) -> None:
+    """Go on with a run that was cancelled, paused, failed or lost; exactly the rest is done."""
+    settings = load_settings()
+    _connect(settings)
+    from infra import running
+
+    with _ctrl_c(settings, stop_stack=False):
+        running.resume(load_settings(), run_id, max_usd=max_usd, max_tokens=max_tokens, console=console)
 
 
 @app.command()

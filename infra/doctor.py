@@ -23,9 +23,9 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is known to be wrong: rows conserved, none left over, no server that counted otherwise."""
+        """Whether nothing is known to be wrong: rows conserved, none left over, nobody lost or counted otherwise."""
         done = self.run.state != "completed" or self.rows.pending == 0
-        return self.rows.holds and done and all(t.holds is not False for t in self.tokens)
+        return self.run.state != "lost" and self.rows.holds and done and all(t.holds is not False for t in self.tokens)
 
 
 def diagnose(db: Session, run: RunRecord) -> Diagnosis:

@@ -18,6 +18,8 @@ from infra.deployments import state_of
 
 LOOK_EVERY_S = 0.7
 SAY_EVERY_S = 10.0
+RESUMABLE = ("Cancelled", "Crashed")
+"""States whose message does not say what to do."""
 
 
 class RunFailed(HeadraceError):
@@ -27,7 +29,7 @@ class RunFailed(HeadraceError):
 
 
 def follow(run_id: UUID, console: Console) -> None:
-    """Show a run's stages until it ends; raises RunFailed with Prefect's reason when it did not complete."""
+    """Show a run's stages until it ends or pauses; raises RunFailed with Prefect's reason when it did not complete."""
     live = sys.stdout.isatty() and os.environ.get("CI") != "true"
     with _board(console, live=live) as board:
         while True:
@@ -37,7 +39,8 @@ def follow(run_id: UUID, console: Console) -> None:
                 break
             time.sleep(LOOK_EVERY_S)
     if name != "Completed":
-        raise RunFailed(f"run {str(run_id)[:8]} ended as {name}: {message}")
+        hint = f"Go on with `headrace resume {str(run_id)[:8]}`." if name in RESUMABLE else None
+        raise RunFailed(f"run {str(run_id)[:8]} ended as {name}: {message}", hint=hint)
 
 
 def _stages(run_id: str) -> tuple[list[StageProgress], float]:

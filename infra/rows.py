@@ -1,32 +1,41 @@
-"""The row path: render, look up, send, validate, re-ask, store, for a chunk of rows at one tier."""
+"""The row path: what a tier answers to the rows of a chunk, streaming from Postgres through the wire and back."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pydantic import JsonValue
+from sqlalchemy.orm import Session
 
 from domain.answers import Answer, settle
+from domain.bundles import keeps
+from domain.canonical import digest
 from domain.confidences import LabelPrior
 from domain.costs import usd
 from domain.errors import ModelError, ModelUnavailable
 from domain.ledgers import Stage
 from domain.prompts import PromptVersion
-from domain.requests import Completion, Request, Usage, row_request
+from domain.requests import Completion, Frame, Request, Usage, row_frame
 from domain.schemas import Invalid, OutputSchema, check
 from domain.workloads import Tier, TierName
-from infra.db.session import transaction
+from infra.db.session import retried
 from infra.db.store import answers as answer_store
 from infra.db.store import calls as call_store
+from infra.db.store import paging
 from infra.db.store.answers import StoredAnswer
 from infra.db.store.datasets import StoredRecord
-from infra.llm.ledgered import Call, Ledgered, open_ledgered
+from infra.llm.ledgered import Answered, Call, Ledgered, open_ledgered
 from infra.progress import Progress
 from infra.settings import Settings
 
+PAGE_ROWS = 500
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Deployment:
-    """One tier as it answers rows: model, prompt, prior, schema and re-ask rule."""
+    """One tier as it answers rows: model, prompt, prior, schema with its code, and re-ask rule."""
 
     name: TierName
     tier: Tier
@@ -34,89 +43,195 @@ class Deployment:
     prior: LabelPrior
     schema: OutputSchema
     max_reasks: int
+    code: str = ""
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What all requests have in common."""
+        return row_frame(self.prompt.opening(), tier=self.tier, schema=self.schema)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over everything that an answer depends on beside the row; a changed renderer changes it too."""
+        probe = Request(self.frame, self.prompt.question(dict.fromkeys(self.prompt.input_fields, "probe")))
+        means: dict[str, JsonValue] = {**self.prior.means}
+        return digest([probe.hash, means, self.schema.decisive, self.max_reasks, self.code])
 
     def request(self, row: StoredRecord) -> Request:
         """Exactly what is sent for a row."""
-        return row_request(self.prompt.render(row.record.inputs), tier=self.tier, schema=self.schema)
+        return Request(self.frame, self.prompt.question(row.record.inputs))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a run: positions `first` to `last` - 1 of a dataset version; the strong tier gets those not `kept`."""
+
+    run_id: str
+    version: str
+    first: int
+    last: int
+    cascade: bool = False
+    threshold: float | None = None
+
+    def wanted(self, tier: TierName) -> Callable[[paging.Unanswered], bool]:
+        """Whether a tier is asked about a row."""
+        if not self.cascade:
+            return lambda row: True
+        if tier is TierName.CHEAP:
+            return lambda row: self.threshold is not None
+        return lambda row: not keeps(row.cheap_confidence, self.threshold)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a chunk came to."""
+    """What a chunk came to; USD."""
 
-    rows: int = 0
     calls: int = 0
     cached: int = 0
+    reused: int = 0
     reasks: int = 0
     failed: int = 0
     usd: float = 0.0
+    models: set[str] = field(default_factory=set[str])
 
 
-async def generate(
-    run_id: str, deployment: Deployment, rows: Sequence[StoredRecord], *, settings: Settings, progress: Progress
-) -> Tally:
-    """Get a completion for every row, from the ledger or the wire.
+async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, progress: Progress) -> Tally:
+    """Get an answer to every row: from an earlier run with the same deployment, from the ledger, or from the model.
 
-    A row whose request is refused for what it says is stored as a failed answer; raises ModelUnavailable
-    when the server is gone, and then every answer that came is already stored.
+    An answer that fails its schema is left for `validate`; a row whose request is refused is stored as a failed
+    answer. Raises ModelUnavailable when no server answers any more, BudgetReached and RunCancelled; what had been
+    answered by then is stored.
     """
-    tally = Tally(rows=len(rows))
-    calls = [Call(deployment.request(row), row.key) for row in rows]
+    tally = Tally()
+    await asyncio.to_thread(_note_deployment, rows.run_id, deployment)
+
+    def keep(db: Session, batch: Sequence[Answered]) -> None:
+        answer_store.save_answers(db, rows.run_id, _settled(deployment, batch))
+
+    def told(batch: Sequence[Answered]) -> None:
+        tally.calls += sum(not a.cached for a in batch)
+        tally.cached += sum(a.cached for a in batch)
+        tally.failed += sum(a.completion is None for a in batch)
+        tally.usd += sum(a.usd for a in batch)
+        progress.advance(len(batch))
+        progress.say()
+
+    async def calls() -> AsyncGenerator[list[Call]]:
+        async with aclosing(_pages(deployment, rows)) as pages:
+            async for page in pages:
+                fresh = await asyncio.to_thread(_reuse, deployment, rows, page, tally)
+                progress.advance(len(page) - len(fresh))
+                yield [Call(deployment.request(row), row.key) for row in fresh]
+
+    async with open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered:
+        await ledgered.answer(calls(), stage=Stage.GENERATE, keep=keep, told=told)
+    return tally
+
+
+async def validate(deployment: Deployment, rows: Rows, *, settings: Settings, progress: Progress) -> Tally:
+    """Re-ask through Instructor, about every row whose answer failed its schema, and store what it comes to."""
+    tally = Tally()
     async with (
-        open_ledgered(run_id, deployment.name, deployment.tier, settings) as ledgered,
-        aclosing(ledgered.answer(calls, stage=Stage.GENERATE)) as answers,
+        open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered,
+        aclosing(_pages(deployment, rows)) as pages,
     ):
-        async for answered in answers:
-            if isinstance(answered.error, ModelUnavailable):
-                raise answered.error
-            if answered.error is not None:
-                tally.failed += 1
-                failed = _failed(deployment, answered.call, answered.error.message)
-                await asyncio.to_thread(_save, run_id, [failed])
-            tally.calls += not answered.cached
-            tally.cached += answered.cached
-            tally.usd += answered.usd
-            progress.advance()
-            await asyncio.to_thread(progress.say)
+        async for page in pages:
+            wrong = await asyncio.to_thread(_load_wrong, deployment, rows, page)
+            asking = [asyncio.ensure_future(_reask(ledgered, deployment, *item)) for item in wrong]
+            try:
+                for finished in asyncio.as_completed(asking):
+                    stored = await finished
+                    tally.reasks += stored.reasks
+                    tally.failed += stored.failed is not None
+                    await asyncio.to_thread(_save, rows.run_id, [stored])
+                    progress.advance()
+                    await asyncio.to_thread(progress.say)
+            finally:
+                for task in asking:
+                    task.cancel()
+                await asyncio.gather(*asking, return_exceptions=True)
     return tally
 
 
-async def validate(
-    run_id: str, deployment: Deployment, rows: Sequence[StoredRecord], *, settings: Settings, progress: Progress
-) -> Tally:
-    """Validate every completion, re-ask those that fail through Instructor, and store each row's answer."""
-    tally = Tally(rows=len(rows))
-    requests = {row.key: deployment.request(row) for row in rows}
-    with transaction() as db:
-        known = call_store.load_completions(db, {request.hash for request in requests.values()})
-    done: list[StoredAnswer] = []
-    wrong: list[tuple[str, Request, Completion]] = []
-    for key, request in requests.items():
-        completion = known.get(request.hash)
-        if completion is None:
-            tally.failed += 1  # refused while generating; its failed answer is stored already
-            progress.advance()
-        elif isinstance(check(completion.text, completion.finish_reason, deployment.schema), Invalid):
-            wrong.append((key, request, completion))
-        else:
+async def _pages(deployment: Deployment, rows: Rows) -> AsyncGenerator[list[paging.Unanswered]]:
+    """The rows of the chunk that this tier is asked about and has not answered, a page at a time."""
+    wanted = rows.wanted(deployment.name)
+    after = rows.first - 1
+    while True:
+        page = await asyncio.to_thread(_load_page, deployment, rows, after)
+        if not page:
+            return
+        after = page[-1].position
+        yield [row for row in page if wanted(row)]
+
+
+def _load_page(deployment: Deployment, rows: Rows, after: int) -> list[paging.Unanswered]:
+    def work(db: Session) -> list[paging.Unanswered]:
+        return paging.load_unanswered(
+            db, rows.run_id, deployment.name, after=after, last=rows.last, limit=PAGE_ROWS, with_cheap=rows.cascade
+        )
+
+    return retried(work)
+
+
+def _reuse(deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered], tally: Tally) -> list[StoredRecord]:
+    """Take over what earlier runs of this deployment answered; the rows that are left, as they are to be rendered."""
+    keys = [row.key for row in page]
+
+    def work(db: Session) -> tuple[int, list[StoredRecord]]:
+        reused = paging.reuse_answers(db, rows.run_id, deployment.name, deployment.fingerprint, keys)
+        left = [key for key in keys if key not in reused] if reused else keys
+        return len(reused), paging.load_records(db, rows.version, left)
+
+    reused, left = retried(work)
+    tally.reused += reused
+    return left
+
+
+def _note_deployment(run_id: str, deployment: Deployment) -> None:
+    retried(lambda db: paging.note_deployment(db, run_id, deployment.name, deployment.fingerprint))
+
+
+def _settled(deployment: Deployment, batch: Iterable[Answered]) -> Iterator[StoredAnswer]:
+    """The answers that need nothing more: valid ones, and those of rows that a server refused."""
+    for answered in batch:
+        completion, call = answered.completion, answered.call
+        if completion is not None:
             answer = settle(completion, deployment.schema, deployment.prior)
-            done.append(_stored(deployment, key, request.hash, answer, reasks=0, used=[completion.usage]))
-            progress.advance()
-    await asyncio.to_thread(_save, run_id, done)
-    async with open_ledgered(run_id, deployment.name, deployment.tier, settings) as ledgered:
-        for finished in asyncio.as_completed([_reask(ledgered, deployment, *item) for item in wrong]):
-            stored = await finished
-            tally.reasks += stored.reasks
-            tally.failed += stored.failed is not None
-            await asyncio.to_thread(_save, run_id, [stored])
-            progress.advance()
-            await asyncio.to_thread(progress.say)
-    return tally
+            if answer.valid:
+                yield _stored(deployment, call.record_key, call.request.hash, answer, reasks=0, used=[completion.usage])
+        elif answered.error is not None and not isinstance(answered.error, ModelUnavailable):
+            failed = Answer(output=None, confidence=None, reason=f"not answered: {answered.error.message}")
+            yield _stored(deployment, call.record_key, call.request.hash, failed, reasks=0, used=[])
+
+
+def _load_wrong(
+    deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered]
+) -> list[tuple[str, Request, Completion]]:
+    """The completions of a page's rows; each of them failed its schema."""
+
+    def work(db: Session) -> list[tuple[str, Request, Completion]]:
+        records = paging.load_records(db, rows.version, [row.key for row in page])
+        requests = {row.key: deployment.request(row) for row in records}
+        known = call_store.load_completions(db, {request.hash for request in requests.values()})
+        return [(key, request, known[request.hash]) for key, request in requests.items()]
+
+    return retried(work)
 
 
 async def _reask(
     ledgered: Ledgered, deployment: Deployment, key: str, request: Request, completion: Completion
 ) -> StoredAnswer:
+    with ledgered.conversation():
+        return await _converse(ledgered, deployment, key, request, completion)
+
+
+async def _converse(
+    ledgered: Ledgered, deployment: Deployment, key: str, request: Request, completion: Completion
+) -> StoredAnswer:
+    if not isinstance(check(completion.text, completion.finish_reason, deployment.schema), Invalid):
+        answer = settle(completion, deployment.schema, deployment.prior)
+        return _stored(deployment, key, request.hash, answer, reasks=0, used=[completion.usage])
     from infra.llm.reask import reask  # Instructor takes seconds to import; most chunks never need it
 
     used = [completion.usage]
@@ -137,7 +252,7 @@ async def _reask(
     except ModelUnavailable:
         raise
     except ModelError as error:
-        failed = Answer(output=None, confidence=None, reason=f"the re-ask was refused: {error.message}")
+        failed = Answer(output=None, confidence=None, reason=f"the re-ask was not answered: {error.message}")
         return _stored(deployment, key, request.hash, failed, reasks=1, used=used)
     answer = settle(reasked.completion, deployment.schema, deployment.prior)
     return _stored(deployment, key, reasked.request_hash, answer, reasks=reasked.reasks, used=used)
@@ -159,11 +274,5 @@ def _stored(
     )
 
 
-def _failed(deployment: Deployment, call: Call, reason: str) -> StoredAnswer:
-    answer = Answer(output=None, confidence=None, reason=f"refused by the server: {reason}")
-    return _stored(deployment, call.record_key, call.request.hash, answer, reasks=0, used=[])
-
-
 def _save(run_id: str, answers: Sequence[StoredAnswer]) -> None:
-    with transaction() as db:
-        answer_store.save_answers(db, run_id, answers)
+    retried(lambda db: answer_store.save_answers(db, run_id, answers))

@@ -1,12 +1,13 @@
 """The main job from the terminal: start by name, follow, and say what came of it."""
 
+from typing import Any, TypedDict
 from uuid import UUID
 
 from rich.console import Console
 from rich.markup import escape
 
 from domain.errors import NotFound
-from infra import deployments, showing
+from infra import deployments, showing, stopping
 from infra.db.session import transaction
 from infra.db.store import bundles
 from infra.following import follow
@@ -14,9 +15,16 @@ from infra.settings import Settings
 from infra.workloads import find_workload, load_workload
 
 
-def optimize_then_route(
-    settings: Settings, workload: str, *, max_rows: int | None, route: bool, console: Console
-) -> None:
+class Limits(TypedDict):
+    """How much a run may take (rows, USD, tokens; None means no limit), and which engine answers its rows."""
+
+    max_rows: int | None
+    engine: str | None
+    max_usd: float | None
+    max_tokens: int | None
+
+
+def optimize_then_route(settings: Settings, workload: str, *, limits: Limits, route: bool, console: Console) -> None:
     """Run `optimize-workload`, then `route-batch` when there is a champion; print both summaries."""
     folder = find_workload(workload, settings.workloads)
     loaded = load_workload(folder)
@@ -24,7 +32,7 @@ def optimize_then_route(
     # The name where it leads there: it reads better in Prefect than a path.
     known = (settings.workloads / name.replace("-", "_"), settings.workloads / name)
     asked = name if folder in [path.resolve() for path in known] else str(folder)
-    optimized = _run("optimize-workload", {"workload": asked, "max_rows": max_rows}, name, console)
+    optimized = _run("optimize-workload", {"workload": asked, **limits}, name, settings, console)
     showing.summary(console, str(optimized))
     if not route or loaded.workload.dataset.incoming is None:
         return
@@ -34,18 +42,29 @@ def optimize_then_route(
     except NotFound as error:
         console.print(f"\nnothing to route with: {escape(error.message)}")
         return
-    routed = _run("route-batch", {"workload": asked, "max_rows": max_rows}, name, console)
+    routed = _run("route-batch", {"workload": asked, **limits}, name, settings, console)
     showing.summary(console, str(routed))
     showing.closing_words(console, name)
 
 
-def _run(flow: str, parameters: dict[str, str | int | None], workload: str, console: Console) -> UUID:
+def resume(settings: Settings, run_id: str, *, max_usd: float | None, max_tokens: int | None, console: Console) -> None:
+    """Go on with a run that was cancelled, paused, failed or lost, and print its summary."""
+    run = stopping.reopen(run_id, max_usd=max_usd, max_tokens=max_tokens)
+    _follow(UUID(run.id), f"{run.kind} {run.workload}", settings, console)
+    showing.summary(console, run.id)
+
+
+def _run(flow: str, parameters: dict[str, Any], workload: str, settings: Settings, console: Console) -> UUID:
     run_id = deployments.start(flow, parameters=parameters, workload=workload)
-    console.print(f"\n[bold]{flow}[/]  {escape(deployments.page(run_id))}")
+    _follow(run_id, flow, settings, console)
+    return run_id
+
+
+def _follow(run_id: UUID, name: str, settings: Settings, console: Console) -> None:
+    console.print(f"\n[bold]{escape(name)}[/]  {escape(deployments.page(run_id))}")
     try:
         follow(run_id, console)
     except KeyboardInterrupt:
-        console.print("\ncancelling the run …")
-        deployments.cancel(run_id)
+        console.print()
+        stopping.forget(run_id, console, settings)
         raise
-    return run_id

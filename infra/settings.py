@@ -1,5 +1,7 @@
 """Every knob of Headrace: one frozen tree, read at the edge, each field described."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import AliasChoices, Field, SecretStr
@@ -74,6 +76,19 @@ class Settings(BaseSettings):
         "It is part of every request's identity, so that other weights are never answered from the ledger.",
     )
 
+    ray_address: str | None = Field(
+        default=None,
+        description="Dashboard of a Ray cluster of yours, http://host:8265; without it `engine: ray` starts Ray here.",
+    )
+    ray_storage: str | None = Field(
+        default=None,
+        description="Folder for its requests and replies, an fsspec uri that this machine and the cluster reach; "
+        "default: `ray` in the home folder.",
+    )
+    ray_token_file: Path | None = Field(
+        default=None, description="File with the cluster's token (RAY_AUTH_MODE=token there)."
+    )
+
     port_postgres: int = Field(default=54329, description="First port tried for Postgres; the next free one is taken.")
     port_prefect: int = Field(default=4200, description="First port tried for Prefect.")
     port_mlflow: int = Field(default=5000, description="First port tried for MLflow.")
@@ -82,15 +97,41 @@ class Settings(BaseSettings):
     port_engine: int = Field(default=8000, description="First port tried for the model servers.")
     port_worker: int = Field(default=4280, description="First port tried for the worker's own health answer.")
 
-    chunk_rows: int = Field(default=200, ge=1, description="Rows in one Prefect task run.")
-    in_flight: int = Field(default=32, ge=1, description="Requests under way at once per model server.")
-    request_deadline_s: float = Field(default=120.0, gt=0, description="Total time for one model call, seconds.")
+    chunk_rows: int = Field(default=10_000, ge=1, description="Rows in one Prefect task run.")
+    in_flight: int = Field(
+        default=32, ge=1, description="Requests under way at once per model server, at most; it adapts below that."
+    )
+    window: int = Field(
+        default=256,
+        ge=1,
+        description="Rows under way at once, sent or answered and not yet stored: what a kill may cost.",
+    )
+    request_deadline_s: float = Field(
+        default=120.0, gt=0, description="Time one request may spend being answered, over all its tries, seconds."
+    )
+    outage_patience_s: float = Field(
+        default=300.0, gt=0, description="How long a run waits while no model server answers, seconds."
+    )
+    lease_s: float = Field(
+        default=30.0, gt=0, description="A run's process that is silent for so long, seconds, is taken as dead."
+    )
+    store_patience_s: float = Field(
+        default=90.0, ge=0, description="So long a run waits for a Postgres that is away, seconds."
+    )
     span_sample: float = Field(
         default=0.1, ge=0, le=1, description="Share of rows whose calls are sent to Phoenix as spans."
     )
 
 
+_READ = ("HEADRACE_", "DATABASE_URL", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PHOENIX_", "VLLM_API_KEY", "HOME")
+
+
 def load_settings() -> Settings:
-    """Read the environment once; the home folder comes back absolute."""
+    """The settings that the environment gives now; the home folder comes back absolute."""
+    return _settings(tuple(item for item in os.environ.items() if item[0].startswith(_READ)))
+
+
+@lru_cache(maxsize=4)
+def _settings(_environment: tuple[tuple[str, str], ...]) -> Settings:
     settings = Settings()
     return settings.model_copy(update={"home": settings.home.expanduser().resolve()})

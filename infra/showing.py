@@ -158,6 +158,10 @@ def check(console: Console, settings: Settings, run_id: str | None, *, as_json: 
         console.print(f"    rows    {d.rows}")
         for tokens in d.tokens:
             console.print(f"    tokens  {tokens.server}  {_said(tokens)}")
+        if d.run.state == "lost":
+            console.print(
+                f"    fix     its process died: headrace resume {d.run.id[:8]}, or headrace cancel {d.run.id[:8]}"
+            )
     if not found:
         console.print("\nno runs yet")
     return well
@@ -166,6 +170,7 @@ def check(console: Console, settings: Settings, run_id: str | None, *, as_json: 
 def _finding(d: Diagnosis) -> dict[str, Any]:
     return {
         "run": d.run.id,
+        "state": d.run.state,
         "healthy": d.healthy,
         "rows": str(d.rows),
         "tokens": [{"server": t.server, "reconciles": t.holds, "said": _said(t)} for t in d.tokens],

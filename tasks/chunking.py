@@ -1,12 +1,11 @@
 """Chunks: which rows a task run works on, and the deployment that answers them."""
 
-from domain.bundles import keeps
-from domain.datasets import JUDGED, Split
+from dataclasses import replace
+
 from domain.workloads import TierName
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, datasets
-from infra.db.store.datasets import StoredRecord
-from infra.rows import Deployment
+from infra.db.store import bundles
+from infra.rows import Deployment, Rows
 from infra.settings import load_settings
 from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef
 from tasks.running import bundled_deployment, compiled_deployment, load_for
@@ -35,21 +34,21 @@ def deployment_of(run: RunRef, plan: PromptRef | BundleRef, tier: TierName) -> D
     """How a tier answers: by the prompt being tuned, or as a bundle deploys it."""
     loaded = load_for(run)
     if isinstance(plan, PromptRef):
-        return compiled_deployment(loaded, plan)
-    with transaction() as db:
-        bundle = bundles.load_bundle(db, plan.bundle_hash)
-    return bundled_deployment(bundle, tier, loaded.schema)
+        deployed = compiled_deployment(loaded, plan)
+    else:
+        with transaction() as db:
+            bundle = bundles.load_bundle(db, plan.bundle_hash)
+        deployed = bundled_deployment(bundle, tier, loaded)
+    if run.engine is None:
+        return deployed
+    return replace(deployed, tier=deployed.tier.model_copy(update={"engine": run.engine}))
 
 
-def rows_of(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> list[StoredRecord]:
-    """The rows of a chunk that its tier is asked about; a bundle's router leaves out some."""
-    splits = JUDGED if isinstance(plan, PromptRef) else (Split.INCOMING,)
+def rows_of(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> Rows:
+    """The rows of a chunk; a bundle's router leaves out some."""
+    last = chunk.first + chunk.rows
+    if isinstance(plan, PromptRef):
+        return Rows(run.run_id, data.version, chunk.first, last)
     with transaction() as db:
-        rows = datasets.load_records(db, data.version, *splits, first=chunk.first, limit=chunk.rows)
-        if isinstance(plan, PromptRef):
-            return rows
         threshold = bundles.load_bundle(db, plan.bundle_hash).threshold
-        cheap = answers.load_answers(db, run.run_id, TierName.CHEAP)
-    if chunk.tier is TierName.CHEAP:
-        return rows if threshold is not None else []
-    return [row for row in rows if row.key not in cheap or not keeps(cheap[row.key].confidence, threshold)]
+    return Rows(run.run_id, data.version, chunk.first, last, cascade=True, threshold=threshold)

@@ -18,7 +18,7 @@ from infra.db.session import transaction
 from infra.db.store import bundles, datasets, runs
 from infra.db.store.bundles import CompiledPrompt
 from infra.db.store.datasets import StoredRecord
-from infra.llm.ledgered import blocking_ask
+from infra.llm.blocking import blocking_ask
 from infra.progress import Progress
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload
@@ -27,6 +27,9 @@ from tasks.running import is_retryable, load_for, step
 
 if TYPE_CHECKING:
     from infra.llm.optimizer import Ask, CompileReport, Example
+
+SERVED_BY = {"base_urls", "usd_per_million", "engine", "engine_args"}
+"""Of a tier, what has no say in what it answers."""
 
 
 @task(task_run_name="compile-{tier}", retry_condition_fn=is_retryable)
@@ -58,7 +61,9 @@ def _compile_key(loaded: LoadedWorkload, tier: TierName, train: list[StoredRecor
     workload = loaded.workload
     return digest(
         {
-            "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million"}),
+            "tier": workload.tiers[tier].model_dump(
+                mode="json", exclude={"base_urls", "usd_per_million", "engine", "engine_args"}
+            ),
             "optimizer": workload.optimizer.model_dump(mode="json"),
             "baseline": _baseline(loaded).model_dump(mode="json"),
             "code": loaded.code,

@@ -1,7 +1,6 @@
-"""Generate: ask a tier for every row of a chunk, from the ledger where the answer is known."""
+"""Generate: an answer for every row of a chunk, from an earlier run, from the ledger or from the model."""
 
-import asyncio
-
+import uvloop
 from prefect import task
 
 from infra.progress import Progress
@@ -14,10 +13,12 @@ from tasks.running import is_retryable
 
 @task(task_run_name="generate-{chunk.tier}-{chunk.index}", retry_condition_fn=is_retryable)
 def generate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> ChunkRef:
-    """Get a completion for every row of a chunk."""
+    """Ask a tier about every row of a chunk that it has not answered; a repeated task goes on where it stopped."""
     deployment = deployment_of(run, plan, chunk.tier)
     rows = rows_of(run, data, plan, chunk)
     progress = Progress(run.run_id, f"generate {chunk.tier}", chunk.total, done=chunk.first)
-    tally = asyncio.run(generate(run.run_id, deployment, rows, settings=load_settings(), progress=progress))
+    tally = uvloop.run(generate(deployment, rows, settings=load_settings(), progress=progress))
     progress.finish(chunk.first + chunk.rows)
-    return chunk.model_copy(update={"calls": tally.calls, "cached": tally.cached, "failed": tally.failed})
+    return chunk.model_copy(
+        update={"calls": tally.calls, "cached": tally.cached + tally.reused, "failed": tally.failed}
+    )

@@ -2,15 +2,15 @@
 
 from prefect import task
 
-from domain.datasets import Split
 from domain.outcomes import settle_row
 from domain.summaries import batch_summary
-from domain.workloads import TierName
 from infra import tracking
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, datasets, runs
+from infra.db.store import answers, bundles, paging, runs
 from tasks.references import BundleRef, ChunkRef, DatasetRef, RunRef
 from tasks.running import is_retryable, load_for, step
+
+PAGE_ROWS = 2_000
 
 
 @task(retry_condition_fn=is_retryable)
@@ -30,17 +30,15 @@ def settle_chunk(run: RunRef, data: DatasetRef, bundle: BundleRef, chunk: ChunkR
     """Turn both tiers' answers to a chunk into outcomes, and quarantine what nobody could answer."""
     with transaction() as db:
         threshold = bundles.load_bundle(db, bundle.bundle_hash).threshold
-        rows = datasets.load_records(db, data.version, Split.INCOMING, first=chunk.first, limit=chunk.rows)
-        given = {
-            tier: {k: a.as_tier_answer() for k, a in answers.load_answers(db, run.run_id, tier).items()}
-            for tier in TierName
-        }
-        settled = [
-            settle_row(row.key, given[TierName.CHEAP].get(row.key), given[TierName.STRONG].get(row.key), threshold)
-            for row in rows
-        ]
-        answers.save_settled(db, run.run_id, data.version, settled)
-    return chunk
+    after, last = chunk.first - 1, chunk.first + chunk.rows
+    while True:
+        with transaction() as db:
+            rows = paging.load_given(db, run.run_id, after=after, last=last, limit=PAGE_ROWS)
+            settled = [settle_row(row.key, row.cheap, row.strong, threshold) for row in rows]
+            answers.save_settled(db, run.run_id, data.version, settled)
+        if not rows:
+            return chunk
+        after = rows[-1].position
 
 
 @task(retry_condition_fn=is_retryable)
@@ -48,8 +46,7 @@ def summarise_batch(run: RunRef, bundle: BundleRef, _settled: list[ChunkRef]) ->
     """Write down what the batch cost and saved against all-strong."""
     with transaction() as db:
         threshold = bundles.load_bundle(db, bundle.bundle_hash).threshold
-        strong = [a.usd for a in answers.load_answers(db, run.run_id, TierName.STRONG).values()]
-        summary = batch_summary(answers.load_outcomes(db, run.run_id), strong, threshold)
+        summary = batch_summary(answers.batch_figures(db, run.run_id), threshold)
         runs.add_summary(db, run.run_id, summary)
     with step(run, "route") as step_id:
         metrics = {key: value for key, value in summary.items() if isinstance(value, float)}

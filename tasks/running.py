@@ -1,28 +1,35 @@
 """Beginning and ending a run, and what every step needs of it."""
 
-from collections.abc import Generator
+import uuid
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar, cast
 
 from prefect import State, task
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
+from prefect.exceptions import Abort
 from prefect.runtime import flow_run as current_flow_run
+from prefect.states import Cancelled, Suspended
 
 from domain.bundles import Bundle
 from domain.confidences import LabelPrior
-from domain.errors import HeadraceError, Place, WorkloadError
+from domain.errors import BudgetReached, HeadraceError, Place, RunCancelled, RunUnderWay, WorkloadError
 from domain.ledgers import Meter
-from domain.schemas import OutputSchema
-from domain.workloads import TierName
-from infra import reporting, tracking
+from domain.workloads import EngineName, TierName
+from infra import leases, reporting, tracking
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, calls, runs
-from infra.llm.ledgered import base_urls
+from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
 from infra.rows import Deployment
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload, find_workload, load_workload
 from tasks.references import PromptRef, RunRef
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def is_retryable(_task: object, _run: TaskRun, state: State) -> bool:
@@ -32,11 +39,23 @@ def is_retryable(_task: object, _run: TaskRun, state: State) -> bool:
 
 
 @task(retry_condition_fn=is_retryable)
-def open_run(kind: str, workload: str) -> RunRef:
-    """Read the workload, take the servers' readings and open the run in the ledger and in MLflow."""
+def open_run(
+    kind: str,
+    workload: str,
+    *,
+    uri: str | None = None,
+    engine: EngineName | None = None,
+    max_usd: float | None = None,
+    max_tokens: int | None = None,
+) -> RunRef:
+    """Read the workload, become the only one that does this, and open the run in the ledger and in MLflow.
+
+    Raises RunUnderWay while another process does the same.
+    """
     settings = load_settings()
     loaded = load_workload(find_workload(workload, settings.workloads)).with_revisions(settings.engine_revisions)
     run_id = str(current_flow_run.id)
+    leases.acquire(leases.work_of(kind, loaded.workload.name, uri), run_id, settings)
     meters = read_meters(_servers(loaded))
     with transaction() as db:
         runs.open_run(
@@ -47,6 +66,7 @@ def open_run(kind: str, workload: str) -> RunRef:
             workload_hash=loaded.hash,
             spec=loaded.workload.model_dump(mode="json"),
             meters=_as_json(meters),
+            budget=(max_usd, max_tokens),
         )
     tracking_id = tracking.open_run(workload=loaded.workload.name, flow_run_id=run_id, kind=kind, tags={})
     tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
@@ -60,6 +80,7 @@ def open_run(kind: str, workload: str) -> RunRef:
         folder=str(loaded.folder),
         workload_hash=loaded.hash,
         tracking_id=tracking_id,
+        engine=engine,
     )
 
 
@@ -75,6 +96,7 @@ def close_run(run: RunRef, _after: object) -> RunRef:
             quarantine=answers.load_quarantine(db, run.run_id),
         )
     tracking.close(run.tracking_id, failed=False)
+    leases.release()
     return run
 
 
@@ -88,21 +110,60 @@ def end_run(run_id: str, *, state: str) -> None:
 
 
 def note_failure(flow: object, flow_run: FlowRun, state: State) -> None:
-    """State hook: a run that failed, crashed or was cancelled says so in the ledger and in MLflow."""
+    """State hook: a run that failed, crashed or was cancelled says so in the ledger and in MLflow.
+
+    It runs in the run's own process, or in the worker once that process is gone. A run that another process carries
+    out by now is left alone.
+    """
     ended = {StateType.CANCELLING: "cancelled", StateType.CANCELLED: "cancelled", StateType.CRASHED: "crashed"}
     run_id = str(flow_run.id)
     with transaction() as db:
         if not runs.is_known(db, run_id):
             return  # it failed before it was opened: there is nothing to end
-    end_run(run_id, state=ended.get(state.type, "failed"))
+        if not leases.holds(run_id) and not leases.displace(db, run_id):
+            return
+    _end_early(run_id, state=ended.get(state.type, "failed"))
+
+
+def _end_early(run_id: str, *, state: str) -> None:
+    end_run(run_id, state=state)
+    leases.release()
     with transaction() as db:
         record = runs.load_run(db, run_id)
     tracked = tracking.open_run(workload=record.workload, flow_run_id=run_id, kind=record.kind, tags={})
     tracking.close(tracked, failed=True)
 
 
+def stoppable(body: Callable[P, R]) -> Callable[P, R]:
+    """Make a flow's body end as Cancelled when it is told to stop, and as Suspended when its budget is used up.
+
+    Both are states in which `headrace resume` and the buttons of Prefect's UI go on with the same run.
+    """
+
+    @wraps(body)
+    def stopping_body(*args: P.args, **kwargs: P.kwargs) -> R:
+        run_id = str(current_flow_run.id)
+        try:
+            return body(*args, **kwargs)
+        except RunCancelled as error:
+            _end_early(run_id, state="cancelled")
+            return cast(R, Cancelled(message=str(error)))
+        except BudgetReached as error:
+            _end_early(run_id, state="paused")
+            # The key is new each time: Prefect lets the same pause happen once only.
+            return cast(R, Suspended(message=str(error), pause_key=str(uuid.uuid4())))
+        except RunUnderWay as error:
+            if error.run_id == run_id:
+                # This very run: its state is the other process's to tell.
+                raise Abort(str(error)) from error
+            raise
+
+    return stopping_body
+
+
 def load_for(run: RunRef) -> LoadedWorkload:
-    """The run's workload; raises WorkloadError when its file or code was edited meanwhile."""
+    """The run's workload; raises WorkloadError when its file or code was edited meanwhile, RunCancelled likewise."""
+    leases.check()
     loaded = load_workload(Path(run.folder)).with_revisions(load_settings().engine_revisions)
     if loaded.hash != run.workload_hash:
         raise WorkloadError(
@@ -126,10 +187,11 @@ def compiled_deployment(loaded: LoadedWorkload, prompt: PromptRef) -> Deployment
         prior=LabelPrior(compiled.report["prior"]),
         schema=loaded.schema,
         max_reasks=loaded.workload.max_reasks,
+        code=loaded.code,
     )
 
 
-def bundled_deployment(bundle: Bundle, name: TierName, schema: OutputSchema) -> Deployment:
+def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload) -> Deployment:
     """A tier as a bundle deploys it."""
     part = bundle[name]
     return Deployment(
@@ -137,8 +199,9 @@ def bundled_deployment(bundle: Bundle, name: TierName, schema: OutputSchema) -> 
         tier=part.tier,
         prompt=part.prompt,
         prior=LabelPrior(part.prior),
-        schema=schema,
+        schema=loaded.schema,
         max_reasks=bundle.max_reasks,
+        code=loaded.code,
     )
 
 
@@ -156,7 +219,8 @@ def step(run: RunRef, name: str) -> Generator[str]:
 
 def _servers(loaded: LoadedWorkload) -> list[str]:
     settings = load_settings()
-    return [url for name in TierName for url in base_urls(loaded.workload.tiers[name], settings)]
+    tiers = [loaded.workload.tiers[name] for name in TierName]
+    return [url for tier in tiers if tier.engine is EngineName.HTTP for url in base_urls(tier, settings)]
 
 
 def _as_json(meters: dict[str, Meter]) -> dict[str, dict[str, float]]:

@@ -1,7 +1,6 @@
 """Validate: check every completion against the schema, and re-ask those that fail."""
 
-import asyncio
-
+import uvloop
 from prefect import task
 
 from infra.progress import Progress
@@ -14,10 +13,10 @@ from tasks.running import is_retryable
 
 @task(task_run_name="validate-{chunk.tier}-{chunk.index}", retry_condition_fn=is_retryable)
 def validate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> ChunkRef:
-    """Store a valid answer, or the reason why there is none, for every row of a chunk."""
+    """Re-ask about every answer of a chunk that failed its schema; then each row has an answer or a reason."""
     deployment = deployment_of(run, plan, chunk.tier)
     rows = rows_of(run, data, plan, chunk)
     progress = Progress(run.run_id, f"validate {chunk.tier}", chunk.total, done=chunk.first)
-    tally = asyncio.run(validate(run.run_id, deployment, rows, settings=load_settings(), progress=progress))
+    tally = uvloop.run(validate(deployment, rows, settings=load_settings(), progress=progress))
     progress.finish(chunk.first + chunk.rows)
-    return chunk.model_copy(update={"reasks": tally.reasks, "failed": tally.failed})
+    return chunk.model_copy(update={"reasks": tally.reasks, "failed": chunk.failed + tally.failed})

@@ -1,28 +1,33 @@
 """Every model call goes through the ledger: looked up first, sent only when missing, recorded before it is believed."""
 
 import asyncio
-import threading
+import os
+import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+from sqlalchemy.orm import Session
 
 from domain.costs import usd
 from domain.errors import ModelError
 from domain.ledgers import Attempt, OutcomeClass, Stage
-from domain.requests import Completion, Request, Usage
-from domain.workloads import Prices, Tier, TierName
-from infra.db.session import transaction
+from domain.requests import Completion, Request
+from domain.workloads import EngineName, Prices, Tier, TierName
+from infra.db.session import retried, transaction
 from infra.db.store import calls as store
+from infra.db.store import runs
+from infra.llm.budgets import Budget
+from infra.llm.engines import Opened, open_engine
 from infra.llm.gateway import Gateway
 from infra.llm.replies import Reply
+from infra.llm.together import Together
 from infra.settings import Settings
 
-SAVE_EVERY = 16
-"""Answers in one transaction; what a killed process can lose is this many and the gateway's window."""
-
-T = TypeVar("T")
+Held = tuple[float, int]
+"""USD and tokens that a call costs at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,76 +49,130 @@ class Answered:
     usd: float
 
 
-class Ledgered:
-    """One tier's servers behind the ledger, for one run."""
+Keep = Callable[[Session, Sequence[Answered]], None]
+"""Stores what follows from answers, in the transaction that stores the answers themselves; it may be repeated."""
+Told = Callable[[Sequence[Answered]], None]
 
-    def __init__(self, gateway: Gateway, *, run_id: str, tier: TierName, prices: Prices) -> None:
-        self._gateway = gateway
+
+class Ledgered:
+    """One tier's engine behind the ledger, for one run."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        run_id: str,
+        tier: TierName,
+        prices: Prices,
+        budget: Budget,
+    ) -> None:
+        self.engine = opened.engine
+        self.window = opened.window
+        self.budget = budget
         self._run_id = run_id
         self._tier = tier
         self._prices = prices
+        self._lengths = opened.lengths
+        self._together = None if opened.online else Together(opened.engine)
+        self._asking: dict[str, asyncio.Future[Completion]] = {}
 
-    async def answer(self, calls: Sequence[Call], *, stage: Stage) -> AsyncGenerator[Answered]:
-        """Yield every call once, as it is settled and stored: first the known ones, then the sent ones.
+    async def answer(self, pages: AsyncIterable[Sequence[Call]], *, stage: Stage, keep: Keep, told: Told) -> None:
+        """Settle every call of every page and store it, with what `keep` makes of it; memory is that of a few pages.
 
-        Whoever stops half-way closes it (`aclosing`), else it goes on sending.
+        `told` hears of each batch once it is stored, in the thread that stored it.
+
+        Raises ModelUnavailable when no worker answers any more, BudgetReached before a limit is crossed, and
+        RunCancelled; whatever had been answered by then is stored.
         """
-        known = await asyncio.to_thread(self._look_up, calls, stage)
-        waiting: dict[str, list[Call]] = {}
-        for call in calls:
-            if completion := known.get(call.request.hash):
-                yield Answered(call, completion, None, cached=True, usd=0.0)
-            else:
-                waiting.setdefault(call.request.hash, []).append(call)
-        async with aclosing(_batches(self._gateway, [same[0].request for same in waiting.values()])) as batches:
-            async for batch in batches:
-                settled = [self._settle(waiting[reply.request.hash][0], reply, stage) for reply in batch]
-                await asyncio.to_thread(self._save, settled)
-                for answered, _ in settled:
-                    yield answered
-                    for call in waiting[answered.call.request.hash][1:]:  # other rows with the same words
-                        yield replace(answered, call=call, cached=True, usd=0.0)
+        from infra.llm.streaming import Stream
+
+        await Stream(self, stage, keep, told).run(pages)
 
     async def ask(self, call: Call, *, stage: Stage) -> Completion:
-        """One call; raises the ModelError that it ended with."""
-        async with aclosing(self.answer([call], stage=stage)) as answers:
-            async for answered in answers:
-                if answered.completion is not None:
-                    return answered.completion
-                if answered.error is not None:
-                    raise answered.error
-        raise AssertionError("answer() settles every call")
+        """One call; raises the ModelError that it ended with, or BudgetReached. The same call at once is made once."""
+        key = call.request.hash
+        if (asking := self._asking.get(key)) is not None:
+            with self._together.aside() if self._together else nullcontext():
+                return await asyncio.shield(asking)
+        self._asking[key] = asyncio.ensure_future(self._ask(call, stage))
+        try:
+            return await asyncio.shield(self._asking[key])
+        finally:
+            del self._asking[key]
 
-    def _look_up(self, calls: Sequence[Call], stage: Stage) -> dict[str, Completion]:
-        with transaction() as db:
-            known = store.load_completions(db, {call.request.hash for call in calls})
-            hits = [self._hit(call, stage) for call in calls if call.request.hash in known]
-            store.save_attempts(db, self._run_id, hits)
-        return known
+    async def _ask(self, call: Call, stage: Stage) -> Completion:
+        known = await asyncio.to_thread(self.look_up, [call])
+        if completion := known.get(call.request.hash):
+            await asyncio.to_thread(self.save, [self.hit(call, completion, stage)])
+            return completion
+        held = self.most(call.request)
+        if not self.budget.fits(*held):
+            raise self.budget.reached()
+        self.budget.hold(*held)
+        reply = await self._one(call.request)
+        answered, attempts = self.settle(call, reply, stage, held)
+        await asyncio.to_thread(self.save, [(answered, attempts)])
+        if answered.completion is None:
+            raise answered.error or ModelError("the engine gave no answer")
+        return answered.completion
 
-    def _hit(self, call: Call, stage: Stage) -> Attempt:
-        return Attempt(
-            # The same look-up by the same run is the same fact: repeating a task does not repeat it.
-            attempt_id=str(
-                uuid.uuid5(uuid.NAMESPACE_OID, f"{self._run_id}{stage}{self._tier}{call.record_key}{call.request.hash}")
-            ),
+    async def _one(self, request: Request) -> Reply:
+        if self._together is not None:
+            return await self._together.send(request)
+        return await cast(Gateway, self.engine).send(request)
+
+    def conversation(self) -> AbstractContextManager[None]:
+        """Wherever single requests of several rows are asked: an engine for batches waits until all have asked."""
+        return self._together.conversation() if self._together else nullcontext()
+
+    def look_up(self, calls: Sequence[Call]) -> dict[str, Completion]:
+        """The stored answers among these calls, by request hash."""
+        return retried(lambda db: store.load_completions(db, {call.request.hash for call in calls}))
+
+    def save(self, settled: Sequence[tuple[Answered, Sequence[Attempt]]], keep: Keep | None = None) -> None:
+        """Store attempts and completions, and what `keep` makes of them, in one transaction."""
+
+        def work(db: Session) -> None:
+            store.save_attempts(db, self._run_id, [attempt for _, attempts in settled for attempt in attempts])
+            sent = [(a.call.request, a.completion) for a, _ in settled if a.completion and not a.cached]
+            store.save_completions(db, sent)
+            if keep is not None:
+                keep(db, [answered for answered, _ in settled])
+
+        retried(work)
+
+    def most(self, request: Request) -> Held:
+        """USD and tokens that a call costs at most."""
+        prompt, answer = self._lengths.most(request), request.max_tokens
+        price = (prompt * self._prices.input + answer * self._prices.output) / 1e6
+        return price, prompt + answer
+
+    def hit(self, call: Call, completion: Completion, stage: Stage) -> tuple[Answered, list[Attempt]]:
+        """A call that the ledger answers; its attempt says what it would have cost."""
+        spared = usd(completion.usage, self._prices)
+        # The same look-up by the same run is the same fact: repeating a task does not repeat it.
+        name = f"{self._run_id}{stage}{self._tier}{call.record_key}{call.request.hash}"
+        attempt = Attempt(
+            attempt_id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
             stage=stage,
             tier=self._tier,
             record_key=call.record_key,
             request_hash=call.request.hash,
             number=0,
             cached=True,
-            usage=Usage(),
+            usage=completion.usage,
             seconds=0.0,
-            usd=0.0,
+            usd=spared,
             worker="ledger",
             outcome=OutcomeClass.ANSWERED,
         )
+        return Answered(call, completion, None, cached=True, usd=0.0), [attempt]
 
-    def _settle(self, call: Call, reply: Reply, stage: Stage) -> tuple[Answered, list[Attempt]]:
+    def settle(self, call: Call, reply: Reply, stage: Stage, held: Held) -> tuple[Answered, list[Attempt]]:
+        """What a reply comes to: an attempt for every try, and what was spent in the place of what was held."""
         attempts = [
             Attempt(
-                attempt_id=str(uuid.uuid4()),
+                attempt_id=_attempt_id(),
                 stage=stage,
                 tier=self._tier,
                 record_key=call.record_key,
@@ -130,83 +189,30 @@ class Ledgered:
             for number, once in enumerate(reply.tries, start=1)
         ]
         spent = sum(attempt.usd for attempt in attempts)
+        tokens = sum(attempt.usage.prompt + attempt.usage.completion for attempt in attempts)
+        self.budget.settle(*held, usd=spent, tokens=tokens)
         return Answered(call, reply.completion, reply.error, cached=False, usd=spent), attempts
 
-    def _save(self, settled: Sequence[tuple[Answered, list[Attempt]]]) -> None:
-        with transaction() as db:
-            store.save_attempts(db, self._run_id, [attempt for _, attempts in settled for attempt in attempts])
-            store.save_completions(db, [(a.call.request, a.completion) for a, _ in settled if a.completion])
 
-
-async def _batches(gateway: Gateway, requests: Sequence[Request]) -> AsyncGenerator[list[Reply]]:
-    """Send everything and hand replies on a few at a time; a store that is slow holds up the sending."""
-    room = asyncio.Semaphore(gateway.window + SAVE_EVERY)
-
-    async def send(request: Request) -> Reply:
-        await room.acquire()
-        return await gateway.send(request)
-
-    tasks = [asyncio.ensure_future(send(request)) for request in requests]
-    batch: list[Reply] = []
-    try:
-        for finished in asyncio.as_completed(tasks):
-            batch.append(await finished)
-            if len(batch) == SAVE_EVERY:
-                yield batch
-                for _ in batch:
-                    room.release()
-                batch = []
-        if batch:
-            yield batch
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def base_urls(tier: Tier, settings: Settings) -> tuple[str, ...]:
-    """Where a tier is served: its own base_urls, else the embedded server of that model.
-
-    Raises ModelError when neither exists.
-    """
-    if tier.base_urls:
-        return tier.base_urls
-    if embedded := settings.engines.get(tier.model):
-        return (embedded,)
-    raise ModelError(
-        f"nobody serves the model {tier.model!r}",
-        hint="Give the tier base_urls in workload.yaml, or start the embedded servers with `headrace up`.",
-    )
+def _attempt_id() -> str:
+    """A random UUID that begins with the time (version 7, RFC 9562): its index grows at one end only."""
+    bits = os.urandom(9).hex()
+    return f"{time.time_ns() // 1_000_000:012x}7{bits[:3]}8{bits[3:]}"
 
 
 @asynccontextmanager
 async def open_ledgered(run_id: str, name: TierName, tier: Tier, settings: Settings) -> AsyncGenerator[Ledgered]:
-    """A tier's servers, connected, behind the ledger."""
-    key = settings.model_api_key.get_secret_value() if settings.model_api_key else None
-    gateway = Gateway(
-        base_urls(tier, settings), api_key=key, in_flight=settings.in_flight, deadline_s=settings.request_deadline_s
-    )
-    async with gateway:
-        yield Ledgered(gateway, run_id=run_id, tier=name, prices=tier.usd_per_million)
+    """A tier's engine, connected, behind the ledger."""
+    budget = await asyncio.to_thread(load_budget, run_id)
+    hosted = tier.engine is EngineName.BATCH and bool(tier.base_urls)
+    prices = tier.usd_per_million.in_batches() if hosted else tier.usd_per_million
+    async with open_engine(tier, settings) as opened:
+        yield Ledgered(opened, run_id=run_id, tier=name, prices=prices, budget=budget)
 
 
-@contextmanager
-def blocking_ask(
-    run_id: str, name: TierName, tier: Tier, settings: Settings, *, stage: Stage
-) -> Generator[Callable[[Request, str], Completion]]:
-    """The same for libraries that call from threads of their own: a thread-safe function that blocks."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="headrace-calls", daemon=True)
-    thread.start()
-
-    def wait(work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
-
-    opened = open_ledgered(run_id, name, tier, settings)
-    ledgered = wait(opened.__aenter__())
-    try:
-        yield lambda request, record_key: wait(ledgered.ask(Call(request, record_key), stage=stage))
-    finally:
-        wait(opened.__aexit__(None, None, None))
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+def load_budget(run_id: str) -> Budget:
+    """A run's limits and what it has spent so far."""
+    with transaction() as db:
+        max_usd, max_tokens = runs.limits(db, run_id)
+        spent_usd, spent_tokens = runs.spent(db, run_id)
+    return Budget(max_usd, max_tokens, spent_usd, spent_tokens)

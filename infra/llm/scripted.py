@@ -16,6 +16,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from infra.llm.scripted_answers import Answer, Ask, Rule, Script, answer
+from infra.llm.scripted_batches import ScriptedBatches
 from infra.llm.scripted_calls import Call, CallBook, CallReport, prometheus_text
 from infra.llm.scripted_faults import SPOILING, Fault, choose, error_response, play
 
@@ -39,6 +40,7 @@ class ScriptedModel:
     def __init__(self, script: Script, *, die: Callable[[], None]) -> None:
         self.script, self.die = script, die
         self.book = self._new_book()
+        self.batches = ScriptedBatches(script.api_key)
         self._slots = None if script.max_running is None else asyncio.Semaphore(script.max_running)
         self._running = 0
         self._seen_prefixes: set[bytes] = set()
@@ -55,6 +57,7 @@ class ScriptedModel:
         app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/_calls", self.calls)
         app.router.add_post("/_reset", self.reset)
+        self.batches.serve(app)
         return app
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -94,7 +97,8 @@ class ScriptedModel:
         if kind == "die":
             self.die()
         reply = self._answer(ask, row=row, fault=fault)
-        identity = request.headers.get("X-Request-Id") or _identity(ask.prompt(), number)
+        digest = blake2b(f"{number}\x1f{ask.prompt()}".encode(), digest_size=12).hexdigest()
+        identity = request.headers.get("X-Request-Id") or digest
         payload = reply.payload(self.script, ask, identity=identity)
         if fault is None or kind == "latency" or kind in SPOILING:
             response = web.Response(body=payload, content_type="application/json")
@@ -185,10 +189,6 @@ class ScriptedModel:
         self.book = self._new_book()
         self._seen_prefixes.clear()
         return web.Response()
-
-
-def _identity(prompt: str, number: int) -> str:
-    return blake2b(f"{number}\x1f{prompt}".encode(), digest_size=12).hexdigest()
 
 
 class ScriptedServer:

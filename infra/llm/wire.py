@@ -5,9 +5,8 @@ from typing import Any, cast
 import numpy as np
 import orjson
 
-from domain.confidences import Token, label_logprobs
-from domain.requests import Completion, Request, Usage, response_schema
-from domain.schemas import closed_fields
+from domain.confidences import label_logprobs
+from domain.requests import Completion, Request, Usage
 
 Json = dict[str, Any]
 
@@ -24,7 +23,7 @@ def read_completion(request: Request, body: bytes) -> Completion:
         text = choice["message"]["content"]
         usage = _usage(cast(Json, parsed["usage"]))
         tokens = _tokens(choice)
-        closed = label_logprobs(tokens, closed_fields(response_schema(request.body))) if tokens else {}
+        closed = label_logprobs(tokens, request.frame.closed_fields) if tokens else {}
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise Garbled(f"{type(error).__name__}: {error}"[:200]) from error
     if not isinstance(text, str):
@@ -48,16 +47,26 @@ def _usage(usage: Json) -> Usage:
     )
 
 
-def _tokens(choice: Json) -> list[Token]:
+def _tokens(choice: Json) -> list["_Token"]:
     content = cast(list[Json], (choice.get("logprobs") or {}).get("content") or [])
-    return [Token(text=cast(str, token["token"]), alternatives=_alternatives(token)) for token in content]
+    return [_Token(token) for token in content]
 
 
-def _alternatives(token: Json) -> dict[str, float]:
-    """What the server listed for a token's place, and the token itself, which a short list may leave out."""
-    listed: dict[str, float] = {}
-    for other in cast(list[Json], token["top_logprobs"]):
-        text, logprob = cast(str, other["token"]), float(other["logprob"])
-        # Two tokens may read the same (a word piece and a bare byte): their probabilities add up.
-        listed[text] = float(np.logaddexp(listed[text], logprob)) if text in listed else logprob
-    return {cast(str, token["token"]): float(token["logprob"])} | listed
+class _Token:
+    """A token as it came; its alternatives are read only where a closed field's value stands."""
+
+    __slots__ = ("_raw", "text")
+
+    def __init__(self, raw: Json) -> None:
+        self._raw = raw
+        self.text = cast(str, raw["token"])
+
+    @property
+    def alternatives(self) -> dict[str, float]:
+        """What the server listed for the token's place, and the token itself, which a short list may leave out."""
+        listed: dict[str, float] = {}
+        for other in cast(list[Json], self._raw["top_logprobs"]):
+            text, logprob = cast(str, other["token"]), cast(float, other["logprob"])
+            # Two tokens may read the same (a word piece and a bare byte): their probabilities add up.
+            listed[text] = float(np.logaddexp(listed[text], logprob)) if text in listed else logprob
+        return {self.text: float(self._raw["logprob"])} | listed

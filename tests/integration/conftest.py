@@ -14,8 +14,13 @@ from infra.settings import Settings
 from infra.stack import ServiceState, Stack
 from tests.integration.begun_runs import open_run
 
-SMALL = {"HEADRACE_CHUNK_ROWS": "30", "HEADRACE_IN_FLIGHT": "8", "HEADRACE_SPAN_SAMPLE": "0.2"}
-"""A hundred rows are several chunks, and a killed flow leaves most of them undone."""
+SMALL = {
+    "HEADRACE_CHUNK_ROWS": "30",
+    "HEADRACE_IN_FLIGHT": "8",
+    "HEADRACE_SPAN_SAMPLE": "0.2",
+    "HEADRACE_LEASE_S": "10",
+}
+"""A hundred rows are several chunks, a killed flow leaves most of them undone, and the dead are soon known to be."""
 
 
 def _ignore(state: ServiceState) -> None:

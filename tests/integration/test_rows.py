@@ -23,7 +23,7 @@ from domain.schemas import OutputSchema
 from domain.workloads import Prices, Tier, TierName
 from infra import rows
 from infra.db.session import database_url, engine_for, transaction
-from infra.db.store import answers, calls, datasets, runs
+from infra.db.store import answers, calls, runs
 from infra.db.store.answers import StoredAnswer
 from infra.db.store.datasets import StoredRecord
 from infra.db.tables import AttemptRow, CompletionRow
@@ -32,6 +32,7 @@ from infra.llm.scripted import Fault, Rule, Script, ScriptedServer
 from infra.progress import Progress
 from infra.rows import Deployment, Tally
 from infra.settings import Settings, load_settings
+from infra.snapshots import take_snapshot
 from tests.integration.begun_runs import open_run
 
 pytestmark = pytest.mark.timeout(120)
@@ -276,10 +277,9 @@ async def test_a_refused_row_is_quarantined_with_its_place_while_the_others_go_t
         found = await answer(run_id, deployment(server), given, settings)
         assert server.calls.requests == 21, "the same words are sent once, and a refusal is not tried again"
     assert found.keys() == {row.key for row in given}
+    splits = {row.record.split for row in given}
+    version, _ = take_snapshot(run_id, [row.record for row in given], uri="x", splits=[*splits], max_rows=None)
     with transaction() as db:
-        version = uuid.uuid4().hex * 2
-        datasets.save_version(db, version, uri="rows.jsonl", records=[row.record for row in given], bad=[])
-        runs.take_rows(db, run_id, [(row.key, row.ordinal) for row in given])
         settled = [settle_row(row.key, None, found[row.key].as_tier_answer(), None) for row in given]
         answers.save_settled(db, run_id, version, settled)
     with transaction() as db:

@@ -24,7 +24,7 @@ def test_every_package_of_a_lock_is_pinned_with_a_hash(lock: Path) -> None:
 
 
 def test_the_locks_are_there() -> None:
-    assert [lock.stem for lock in LOCKS] == ["app", "dev", "engine", "models", *RIVALS, "servers"]
+    assert [lock.stem for lock in LOCKS] == ["app", "dev", "engine", "models", "ray", *RIVALS, "servers"]
 
 
 def test_the_developers_layer_changes_no_package_of_app() -> None:

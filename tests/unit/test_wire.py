@@ -18,7 +18,11 @@ LABELS = ("access", "card", "exchange", "loan", "transfer", "withdrawal")
 
 def request(**properties: tuple[str, ...]) -> Request:
     schema = {"properties": {name: {"enum": list(labels)} for name, labels in properties.items()}}
-    body = {"model": "m", "messages": [{"role": "user", "content": "q"}], "response_format": {"json_schema": {"schema": schema}}}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "q"}],
+        "response_format": {"json_schema": {"schema": schema}},
+    }
     return Request.of(body, None)  # pyright: ignore[reportArgumentType]
 
 
@@ -165,10 +169,10 @@ def test_a_body_that_is_no_completion_is_garbled(name: str) -> None:
         payload() | {"usage": {"prompt_tokens": "many", "completion_tokens": 1}},
         payload() | {"usage": {"prompt_tokens": 1}},
         payload() | {"choices": {}},
-        payload(tokens=[{"token": "a"}]),
+        payload(tokens=[token('{"topic":"'), {"token": "card"}]),
         payload(tokens=[{"token": None, "logprob": 0, "top_logprobs": []}]),
-        payload(tokens=[token("a") | {"top_logprobs": None}]),
-        payload(tokens=[{"token": "a", "logprob": "low", "top_logprobs": []}]),
+        payload(tokens=[token('{"topic":"'), token("card") | {"top_logprobs": None}]),
+        payload(tokens=[token('{"topic":"'), {"token": "card", "logprob": "low", "top_logprobs": []}]),
         payload(tokens=["a"]),
     ],
 )

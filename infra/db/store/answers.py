@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from domain.errors import Place
 from domain.outcomes import Outcome, TierAnswer, Unanswered
+from domain.summaries import BatchFigures
 from domain.workloads import TierName
-from infra.db.store.writing import put
+from infra.db.store.writing import copy_over, put
 from infra.db.tables import AnswerRow, OutcomeRow, QuarantinedRow, RecordRow, ScoreRow
 
 Json = dict[str, Any]
@@ -57,9 +58,9 @@ class StoredScore:
     explanation: str | None = None
 
 
-def save_answers(db: Session, run_id: str, answers: Sequence[StoredAnswer]) -> None:
+def save_answers(db: Session, run_id: str, answers: Iterable[StoredAnswer]) -> None:
     """Store answers; a later one to the same row replaces the earlier."""
-    put(db, AnswerRow, ({"run_id": run_id, **_columns(answer)} for answer in answers))
+    copy_over(db, AnswerRow, ({"run_id": run_id, **_columns(answer)} for answer in answers))
 
 
 def load_answers(db: Session, run_id: str, tier: str) -> dict[str, StoredAnswer]:
@@ -83,7 +84,7 @@ def load_answers(db: Session, run_id: str, tier: str) -> dict[str, StoredAnswer]
 
 def save_settled(db: Session, run_id: str, dataset_version: str, settled: Sequence[Outcome | Unanswered]) -> None:
     """Store what became of rows: outcomes, and quarantine for those that nobody could answer."""
-    put(
+    copy_over(
         db,
         OutcomeRow,
         (
@@ -100,8 +101,8 @@ def save_settled(db: Session, run_id: str, dataset_version: str, settled: Sequen
             if isinstance(o, Outcome)
         ),
     )
-    where = places(db, dataset_version)
     unanswered = [o for o in settled if isinstance(o, Unanswered)]
+    where = places(db, dataset_version, [row.key for row in unanswered])
     save_quarantine(db, run_id, (StoredQuarantine(u.key, "validate", where[u.key], u.reason) for u in unanswered))
 
 
@@ -111,6 +112,20 @@ def load_outcomes(db: Session, run_id: str) -> list[Outcome]:
         Outcome(row.record_key, TierName(row.tier), row.output, row.confidence, escalated=row.escalated, usd=row.usd)
         for row in db.scalars(select(OutcomeRow).where(OutcomeRow.run_id == run_id))
     ]
+
+
+def batch_figures(db: Session, run_id: str) -> BatchFigures:
+    """What a run's outcomes come to."""
+    o, a = OutcomeRow, AnswerRow
+    counts = select(
+        func.count(),
+        func.count().filter(o.tier == TierName.CHEAP),
+        func.count().filter(o.escalated),
+        func.coalesce(func.sum(o.usd), 0.0),
+    ).where(o.run_id == run_id)
+    strong = select(func.avg(a.usd)).where(a.run_id == run_id, a.tier == TierName.STRONG)
+    answered, on_cheap, escalated, usd = db.execute(counts).one()
+    return BatchFigures(answered, on_cheap, escalated, usd, db.scalar(strong))
 
 
 def save_quarantine(db: Session, run_id: str, rows: Iterable[StoredQuarantine]) -> None:
@@ -159,10 +174,12 @@ def load_scores(db: Session, run_id: str, tier: str, metric: str) -> dict[str, f
     return dict(db.execute(query).tuples().all())
 
 
-def places(db: Session, dataset_version: str) -> dict[str, Place]:
-    """Where each record of a snapshot stands in its file."""
-    query = select(RecordRow.key, RecordRow.file, RecordRow.line).where(RecordRow.dataset_version == dataset_version)
-    return {key: Place(file, line) for key, file, line in db.execute(query)}
+def places(db: Session, dataset_version: str, keys: Sequence[str]) -> dict[str, Place]:
+    """Where these records of a snapshot stand in their file."""
+    query = select(RecordRow.key, RecordRow.file, RecordRow.line).where(
+        RecordRow.dataset_version == dataset_version, RecordRow.key.in_(keys)
+    )
+    return {key: Place(file, line) for key, file, line in db.execute(query)} if keys else {}
 
 
 def _columns(value: StoredAnswer | StoredScore) -> Json:

@@ -1,35 +1,32 @@
 """Attempts and completions: what was asked, what it cost, what came back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from sqlalchemy import func, select
+from sqlalchemy import ARRAY, String, func, literal, select
 from sqlalchemy.orm import Session
 
 from domain.ledgers import Attempt
 from domain.prompts import Message
 from domain.requests import Completion, Frame, Request, Usage
-from infra.db.store.writing import add
+from infra.db.store.writing import add, copy_new
 from infra.db.tables import AttemptRow, CompletionRow, FrameRow
 
 
-def load_completions(db: Session, hashes: Iterable[str]) -> dict[str, Completion]:
+def load_completions(db: Session, hashes: Collection[str]) -> dict[str, Completion]:
     """The stored answers among these request hashes."""
-    rows = db.scalars(select(CompletionRow).where(CompletionRow.request_hash.in_(list(hashes))))
-    return {row.request_hash: completion_of(row) for row in rows}
-
-
-def completion_of(row: CompletionRow) -> Completion:
-    """A stored answer as the domain knows it."""
-    return Completion(
-        request_hash=row.request_hash,
-        text=row.text,
-        finish_reason=row.finish_reason,
-        usage=Usage(row.prompt_tokens, row.completion_tokens, row.cached_tokens),
-        label_logprobs=row.label_logprobs,
-        fingerprint=row.fingerprint,
+    if not hashes:
+        return {}
+    c = CompletionRow
+    usage = (c.prompt_tokens, c.completion_tokens, c.cached_tokens)
+    query = select(c.request_hash, c.text, c.finish_reason, c.label_logprobs, c.fingerprint, *usage).where(
+        c.sample_index == 0, c.request_hash == func.any(literal(list(hashes), ARRAY(String)))
     )
+    return {
+        key: Completion(key, text, reason, Usage(*tokens), logprobs, fingerprint)
+        for key, text, reason, logprobs, fingerprint, *tokens in db.execute(query)
+    }
 
 
 def load_request(db: Session, request_hash: str) -> Request:
@@ -46,7 +43,7 @@ def save_completions(db: Session, answers: Sequence[tuple[Request, Completion]])
     """Keep answers for ever; the first answer to a request stays."""
     frames = {request.frame.hash: request.frame for request, _ in answers}
     add(db, FrameRow, ({"hash": key, "body": f.body, "revision": f.revision} for key, f in frames.items()))
-    add(
+    copy_new(
         db,
         CompletionRow,
         (
@@ -71,7 +68,7 @@ def save_completions(db: Session, answers: Sequence[tuple[Request, Completion]])
 
 def save_attempts(db: Session, run_id: str, attempts: Iterable[Attempt]) -> None:
     """Record calls; repeating a record changes nothing."""
-    add(
+    copy_new(
         db,
         AttemptRow,
         (
@@ -100,7 +97,7 @@ def save_attempts(db: Session, run_id: str, attempts: Iterable[Attempt]) -> None
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What a run spent at one server or spared by the ledger, for one stage; money in USD."""
+    """What a run spent at one server, for one stage, and what the ledger spared it; money in USD, tokens paid for."""
 
     stage: str
     tier: str
@@ -109,6 +106,7 @@ class Spending:
     cached: int
     usage: Usage
     usd: float
+    spared_usd: float
 
 
 def spending(db: Session, run_id: str) -> list[Spending]:
@@ -121,13 +119,15 @@ def spending(db: Session, run_id: str) -> list[Spending]:
             a.worker,
             func.count().filter(~a.cached),
             func.count().filter(a.cached),
-            func.coalesce(func.sum(a.prompt_tokens), 0),
-            func.coalesce(func.sum(a.completion_tokens), 0),
-            func.coalesce(func.sum(a.cached_tokens), 0),
-            func.coalesce(func.sum(a.usd), 0.0),
+            *(
+                func.coalesce(func.sum(tokens).filter(~a.cached), 0)
+                for tokens in (a.prompt_tokens, a.completion_tokens, a.cached_tokens)
+            ),
+            func.coalesce(func.sum(a.usd).filter(~a.cached), 0.0),
+            func.coalesce(func.sum(a.usd).filter(a.cached), 0.0),
         )
         .where(a.run_id == run_id)
         .group_by(a.stage, a.tier, a.worker)
         .order_by(a.stage, a.tier, a.worker)
     )
-    return [Spending(r[0], r[1], r[2], r[3], r[4], Usage(int(r[5]), int(r[6]), int(r[7])), float(r[8])) for r in rows]
+    return [Spending(*r[:5], Usage(int(r[5]), int(r[6]), int(r[7])), float(r[8]), float(r[9])) for r in rows]

@@ -5,21 +5,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from domain.errors import NotFound
 from domain.ledgers import Conservation
 from infra.db.store.writing import add
-from infra.db.tables import OutcomeRow, ProgressRow, QuarantinedRow, RunRow, RunRowRow
+from infra.db.tables import AttemptRow, LeaseRow, OutcomeRow, ProgressRow, QuarantinedRow, RunRow, RunRowRow
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as the ledger knows it; `spec` is the workload as it was when the run began."""
+    """A run as the ledger knows it; `spec` is the workload as it was when the run began.
+
+    A run whose process stopped renewing its lease is `lost`: it says that it is running, and nobody carries it out.
+    """
 
     id: str
     kind: str
@@ -33,14 +36,27 @@ class RunRecord:
     meters_after: Json | None
     links: dict[str, str]
     summary: Json
+    max_usd: float | None
+    max_tokens: int | None
     started_at: datetime
     ended_at: datetime | None
 
 
 def open_run(
-    db: Session, run_id: str, *, kind: str, workload: str, workload_hash: str, spec: Json, meters: Json
+    db: Session,
+    run_id: str,
+    *,
+    kind: str,
+    workload: str,
+    workload_hash: str,
+    spec: Json,
+    meters: Json,
+    budget: tuple[float | None, int | None] = (None, None),
 ) -> None:
-    """Begin a run, or begin it again: the first readings and the first start stay, its end is forgotten."""
+    """Begin a run, or begin it again: first readings, start and budget stay, its end and wishes to stop are forgotten.
+
+    `budget` is what it may spend in USD and in tokens; a later one is set by `headrace resume`.
+    """
     values = {
         "id": run_id,
         "kind": kind,
@@ -49,12 +65,11 @@ def open_run(
         "spec": spec,
         "state": "running",
         "meters_before": meters,
+        "max_usd": budget[0],
+        "max_tokens": budget[1],
     }
-    db.execute(
-        insert(RunRow)
-        .values(values)
-        .on_conflict_do_update(index_elements=["id"], set_={"state": "running", "ended_at": None, "meters_after": None})
-    )
+    again = {"state": "running", "ended_at": None, "meters_after": None, "cancel_requested": False}
+    db.execute(insert(RunRow).values(values).on_conflict_do_update(index_elements=["id"], set_=again))
 
 
 def change_run(db: Session, run_id: str, **values: Any) -> None:
@@ -84,31 +99,40 @@ def is_known(db: Session, run_id: str) -> bool:
 
 def load_run(db: Session, run_id: str) -> RunRecord:
     """A run by its id or an unambiguous beginning of it; raises NotFound."""
-    rows = db.scalars(select(RunRow).where(RunRow.id.startswith(run_id, autoescape=True)).limit(2)).all()
+    rows = db.execute(_with_holder().where(RunRow.id.startswith(run_id, autoescape=True)).limit(2)).all()
     if len(rows) != 1:
         raise NotFound(f"{'no run' if not rows else 'more than one run'} begins with {run_id!r}.")
-    return _record(rows[0])
+    return _record(*rows[0])
 
 
 def load_runs(db: Session, *, limit: int = 20) -> list[RunRecord]:
     """The newest runs first."""
-    return [_record(row) for row in db.scalars(select(RunRow).order_by(RunRow.started_at.desc()).limit(limit))]
+    newest = _with_holder().order_by(RunRow.started_at.desc()).limit(limit)
+    return [_record(row, held) for row, held in db.execute(newest)]
 
 
-def _record(row: RunRow) -> RunRecord:
+def _with_holder() -> Select[RunRow, bool]:
+    """Runs, and whether a process holds a lease for each."""
+    held = exists().where(LeaseRow.run_id == RunRow.id, LeaseRow.expires_at > func.clock_timestamp())
+    return select(RunRow, held)
+
+
+def _record(row: RunRow, held: bool) -> RunRecord:
     return RunRecord(
         id=row.id,
         kind=row.kind,
         workload=row.workload,
         workload_hash=row.workload_hash,
         spec=row.spec,
-        state=row.state,
+        state="lost" if row.state == "running" and not held else row.state,
         dataset_version=row.dataset_version,
         bundle_hash=row.bundle_hash,
         meters_before=row.meters_before,
         meters_after=row.meters_after,
         links=row.links,
         summary=row.summary,
+        max_usd=row.max_usd,
+        max_tokens=row.max_tokens,
         started_at=row.started_at,
         ended_at=row.ended_at,
     )
@@ -117,6 +141,20 @@ def _record(row: RunRow) -> RunRecord:
 def take_rows(db: Session, run_id: str, keys: Iterable[tuple[str, int]]) -> None:
     """Make (record key, position) rows the run's own; each must end as an outcome or in quarantine."""
     add(db, RunRowRow, ({"run_id": run_id, "record_key": key, "position": position} for key, position in keys))
+
+
+def limits(db: Session, run_id: str) -> tuple[float | None, int | None]:
+    """A run's hard budget: USD and tokens, None without a limit."""
+    row = db.execute(select(RunRow.max_usd, RunRow.max_tokens).where(RunRow.id == run_id)).one_or_none()
+    return (row[0], row[1]) if row is not None else (None, None)
+
+
+def spent(db: Session, run_id: str) -> tuple[float, int]:
+    """What a run has paid for so far: USD and tokens; what the ledger answered costs nothing."""
+    a = AttemptRow
+    paid = select(func.sum(a.usd), func.sum(a.prompt_tokens + a.completion_tokens))
+    usd, tokens = db.execute(paid.where(a.run_id == run_id, ~a.cached)).one()
+    return float(usd or 0.0), int(tokens or 0)
 
 
 def conservation(db: Session, run_id: str) -> Conservation:

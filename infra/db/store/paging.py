@@ -1,0 +1,135 @@
+"""A run's rows a page at a time: what is not answered yet, what an earlier run answered, what is to be settled."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import ARRAY, String, and_, bindparam, func, literal, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, aliased
+
+from domain.datasets import Record, Split
+from domain.errors import Place
+from domain.outcomes import TierAnswer
+from domain.workloads import TierName
+from infra.db.store.datasets import StoredRecord
+from infra.db.tables import AnswerRow, RecordRow, RunDeploymentRow, RunRowRow
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A row that a tier has not answered, and how sure the cheap tier was of its own answer."""
+
+    position: int
+    key: str
+    cheap_confidence: float | None
+
+
+def load_unanswered(
+    db: Session, run_id: str, tier: TierName, *, after: int, last: int, limit: int, with_cheap: bool
+) -> list[Unanswered]:
+    """The next rows behind position `after` and before `last` without an answer of this tier, in order."""
+    rows, given, cheap = RunRowRow, aliased(AnswerRow), aliased(AnswerRow)
+    query = (
+        select(rows.position, rows.record_key, cheap.confidence if with_cheap else literal(None))
+        .outerjoin(given, and_(given.run_id == run_id, given.tier == tier, given.record_key == rows.record_key))
+        .where(rows.run_id == run_id, rows.position > after, rows.position < last, given.run_id.is_(None))
+        .order_by(rows.position)
+        .limit(limit)
+    )
+    if with_cheap:
+        same = and_(cheap.run_id == run_id, cheap.tier == TierName.CHEAP, cheap.record_key == rows.record_key)
+        query = query.outerjoin(cheap, same)
+    return [Unanswered(position, key, confidence) for position, key, confidence in db.execute(query)]
+
+
+def load_records(db: Session, version: str, keys: Sequence[str]) -> list[StoredRecord]:
+    """Records of a version by their keys, in this order."""
+    if not keys:
+        return []
+    r = RecordRow
+    columns = (r.key, r.ordinal, r.record_id, r.inputs, r.gold, r.split, r.file, r.line)
+    query = select(*columns).where(r.dataset_version == version, r.key == func.any(literal(list(keys), ARRAY(String))))
+    found = {row[0]: row for row in db.execute(query)}
+    return [_record(*found[key]) for key in keys]
+
+
+def _record(
+    key: str, ordinal: int, record_id: str, inputs: Json, gold: Json | None, split: str, file: str, line: int | None
+) -> StoredRecord:
+    return StoredRecord(key, ordinal, Record(record_id, inputs, gold, Split(split), Place(file, line)))
+
+
+def note_deployment(db: Session, run_id: str, tier: TierName, deployment: str) -> None:
+    """Remember how a tier answers in a run, so that later runs may take its answers over."""
+    statement = insert(RunDeploymentRow).values(run_id=run_id, tier=tier, deployment=deployment)
+    db.execute(statement.on_conflict_do_update(index_elements=["run_id", "tier"], set_={"deployment": deployment}))
+
+
+REUSE = text(
+    """
+    WITH reused AS (
+        INSERT INTO answers (run_id, tier, record_key, request_hash, output, confidence, reasks, tokens, usd, failed)
+        SELECT DISTINCT ON (a.record_key)
+               CAST(:run_id AS varchar), a.tier, a.record_key, a.request_hash,
+               a.output, a.confidence, a.reasks, a.tokens, a.usd, NULL
+        FROM run_deployments d JOIN answers a ON a.run_id = d.run_id AND a.tier = d.tier
+        WHERE d.deployment = :deployment AND d.tier = CAST(:tier AS varchar) AND d.run_id <> CAST(:run_id AS varchar)
+          AND a.record_key = ANY (:keys) AND a.failed IS NULL
+        ORDER BY a.record_key, a.run_id
+        ON CONFLICT DO NOTHING
+        RETURNING run_id, tier, record_key, request_hash, tokens, usd
+    ), counted AS (
+        INSERT INTO attempts (attempt_id, run_id, stage, tier, record_key, request_hash, number, cached,
+                              prompt_tokens, completion_tokens, cached_tokens, seconds, usd, worker, outcome)
+        SELECT CAST(md5(run_id || tier || record_key) AS uuid),
+               run_id, 'generate', tier, record_key, request_hash, 0, true,
+               tokens, 0, 0, 0, usd, 'ledger', 'answered'
+        FROM reused
+        ON CONFLICT DO NOTHING
+    )
+    SELECT record_key FROM reused
+    """
+).bindparams(bindparam("keys", type_=ARRAY(String)))
+
+
+def reuse_answers(db: Session, run_id: str, tier: TierName, deployment: str, keys: Sequence[str]) -> Collection[str]:
+    """Take over the valid answers that earlier runs of the same deployment have for these rows; which rows got one."""
+    if not keys:
+        return ()
+    given = {"run_id": run_id, "tier": str(tier), "deployment": deployment, "keys": list(keys)}
+    return set(db.scalars(REUSE, given))
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A row with what each tier said to it."""
+
+    position: int
+    key: str
+    cheap: TierAnswer | None
+    strong: TierAnswer | None
+
+
+def load_given(db: Session, run_id: str, *, after: int, last: int, limit: int) -> list[Given]:
+    """The next rows behind position `after` and before `last` with both tiers' answers, in order."""
+    rows = RunRowRow
+    tiers = {tier: aliased(AnswerRow) for tier in TierName}
+    columns = [c for a in tiers.values() for c in (a.run_id, a.output, a.confidence, a.tokens, a.usd, a.failed)]
+    query = (
+        select(rows.position, rows.record_key, *columns)
+        .where(rows.run_id == run_id, rows.position > after, rows.position < last)
+        .order_by(rows.position)
+        .limit(limit)
+    )
+    for tier, a in tiers.items():
+        query = query.outerjoin(a, and_(a.run_id == run_id, a.tier == tier, a.record_key == rows.record_key))
+    found = cast(list[tuple[Any, ...]], db.execute(query).all())
+    return [Given(row[0], row[1], _answer(row[2:8]), _answer(row[8:14])) for row in found]
+
+
+def _answer(columns: Sequence[Any]) -> TierAnswer | None:
+    run_id, *given = columns
+    return None if run_id is None else TierAnswer(*given)
