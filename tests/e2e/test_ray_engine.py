@@ -22,6 +22,7 @@ from domain.prompts import baseline
 from domain.requests import Completion, Request, row_request
 from infra import services, stack
 from infra.llm.ray_engine import RayEngine, embedded_model, local_ray
+from infra.llm.ray_jobs import Jobs
 from infra.llm.ray_local import LocalRay
 from infra.llm.replies import Reply
 from infra.llm.wire import read_completion
@@ -131,7 +132,7 @@ async def test_the_same_rows_get_the_same_answers_as_over_http(
     async with engine(settings, ray) as answering:
         async with aclosing(answering.answer(stream([*bad, *requests]))) as answers:
             async for reply in answers:
-                doors |= _listening(ray)
+                doors = doors or _listening(ray)  # with the first reply, while engines run
                 replies[reply.request.hash] = reply
         print(f"\nRay: {len(replies)} rows in {time.monotonic() - began:.0f} s, engine start included")
     assert len(replies) == len(requests) + len(bad)
@@ -170,22 +171,30 @@ def _compare(requests: Sequence[Request], http: dict[str, Completion], ray: dict
 async def test_an_engine_that_is_killed_costs_no_row(
     settings: Settings, requests: Sequence[Request], ray: LocalRay
 ) -> None:
-    killed = 0
-    replies: list[Reply] = []
-    async with (
-        engine(settings, ray) as answering,
-        aclosing(answering.answer(stream(requests[:96]))) as answers,
-    ):
-        async for reply in answers:
-            if not killed:
-                for process in engines(ray):
-                    process.kill()
-                    killed += 1
-            replies.append(reply)
+    killing = asyncio.create_task(_kill_when_it_generates(ray))
+    async with engine(settings, ray) as answering:
+        replies = [reply async for reply in answering.answer(stream(requests[:96]))]
+    killed = await killing
+    print(f"\nkilled {', '.join(killed)}; tries of a row: {sorted({len(reply.tries) for reply in replies})}")
     assert killed
     assert len({reply.request.hash for reply in replies}) == len(replies) == 96
     assert all(reply.completion for reply in replies)
-    print(f"\nkilled {killed} processes; tries: {sorted({len(reply.tries) for reply in replies})}")
+
+
+async def _kill_when_it_generates(ray: LocalRay) -> list[str]:
+    """Wait for the newest job's engine to be ready, give it three seconds, kill it; what was killed."""
+    async with Jobs(ray.address, ray.token) as jobs:
+        while True:
+            listed = await jobs.running()
+            if listed and "Max pending requests" in await jobs.log(listed[0]):
+                break
+            await asyncio.sleep(0.5)
+    await asyncio.sleep(3)
+    found = engines(ray)
+    names = [process.name() for process in found]
+    for process in found:
+        process.kill()
+    return names
 
 
 async def _leave_at_the_first_reply(settings: Settings, requests: Sequence[Request], ray: LocalRay) -> None:
