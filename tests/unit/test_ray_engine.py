@@ -22,7 +22,6 @@ from infra.llm import ray_job
 from infra.llm.ray_engine import RayEngine, RayModel
 from infra.llm.ray_shards import Shard, Shards
 from infra.llm.replies import Reply
-from infra.llm.shared import Shared
 
 TOKEN = "t0ken"
 Outcome = Callable[[str, int], "str | None"]
@@ -271,31 +270,6 @@ async def test_who_waits_for_replies_before_sending_more_is_answered(tmp_path: P
             more.set()
     assert sorted(given) == ["row 1", "row 2", "row 3"]
     assert len(cluster.jobs) == 2
-
-
-async def test_calls_made_at_the_same_time_travel_in_one_job(tmp_path: Path) -> None:
-    async with (
-        Cluster().serving() as cluster,
-        engine(cluster, tmp_path, linger_s=0.1) as answering,
-        Shared(answering) as shared,
-    ):
-        given = await asyncio.gather(*(shared.send(row) for row in [*requests(10), request(3)]))
-        later = await shared.send(request(11))
-    assert [reply.completion and reply.completion.text for reply in given[:2]] == ["ROW 0", "ROW 1"]
-    assert given[10] is given[3]
-    assert later.completion
-    assert [sum(job) for job in cluster.jobs] == [10, 1]
-
-
-async def test_a_call_does_not_wait_for_ever_when_its_stream_ends(tmp_path: Path) -> None:
-    async with Cluster(endless=True, outcome=lambda _text, _job: None).serving() as cluster:
-        async with engine(cluster, tmp_path, linger_s=0.01) as answering:
-            async with Shared(answering) as shared:
-                call = asyncio.create_task(shared.send(request(1)))
-                await asyncio.sleep(0.3)
-            with pytest.raises(ModelUnavailable):
-                await call
-        assert len(cluster.stopped) == 1
 
 
 def shards(folder: Path, **asked: str) -> Shards:
