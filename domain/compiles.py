@@ -7,6 +7,7 @@ from domain.prompts import PromptVersion, baseline
 from domain.schemas import OutputSchema
 from domain.workloads import TierName, Workload
 
+
 def baseline_of(workload: Workload, schema: OutputSchema) -> PromptVersion:
     """The prompt as the user wrote it."""
     return baseline(workload.instructions, input_fields=workload.dataset.inputs, schema=schema)

@@ -29,6 +29,7 @@ from tasks.running import is_retryable, load_for, step
 if TYPE_CHECKING:
     from infra.llm.optimizer import Ask, CompileReport, Example
 
+
 @task(task_run_name="compile-{tier}", retry_condition_fn=is_retryable)
 def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
     """Compile a tier's prompt on the train split, unless exactly this was compiled before."""
