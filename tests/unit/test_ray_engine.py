@@ -22,10 +22,7 @@ from infra.llm import ray_job
 from infra.llm.ray_engine import RayEngine, RayModel
 from infra.llm.ray_shards import Shard, Shards
 from infra.llm.replies import Reply
-<<<<<<< HEAD
 from infra.llm.together import Together
-=======
->>>>>>> e8e8fe26cfd61e2fc401f3ea9b35990f16da4177
 
 TOKEN = "t0ken"
 Outcome = Callable[[str, int], "str | None"]
@@ -283,7 +280,6 @@ async def test_who_waits_for_replies_before_sending_more_is_answered(tmp_path: P
     assert len(cluster.jobs) == 2
 
 
-<<<<<<< HEAD
 async def test_conversations_that_wait_for_each_other_travel_in_one_job(tmp_path: Path) -> None:
     async with Cluster().serving() as cluster, engine(cluster, tmp_path, linger_s=0.1) as answering:
         together = Together(answering)
@@ -311,8 +307,6 @@ async def test_a_batch_that_nobody_waits_for_any_more_is_stopped(tmp_path: Path)
         assert len(cluster.stopped) == 1
 
 
-=======
->>>>>>> e8e8fe26cfd61e2fc401f3ea9b35990f16da4177
 def shards(folder: Path, **asked: str) -> Shards:
     return Shards(folder.as_uri(), dict(asked), rows=8)
 
