@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, LateralFromClause, String, bindparam, func, literal, select, text, true
+from sqlalchemy import ARRAY, String, bindparam, func, literal, select, text, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.selectable import LateralFromClause
 
 from domain.datasets import Record, Split
 from domain.errors import Place
