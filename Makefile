@@ -6,7 +6,7 @@ export HEADRACE_ENVS ?= $(HEADRACE_HOME)/envs
 APP := $(HEADRACE_ENVS)/app/bin
 HEADRACE := ./headrace
 
-.PHONY: run up down status logs envs envs-dev lock schema check test bench bench-million
+.PHONY: run up down status logs envs envs-dev envs-ray lock schema check test bench bench-million
 .DEFAULT_GOAL := run
 
 run: envs ## everything from nothing: environments, stack, the example workload
@@ -30,6 +30,9 @@ envs: ## the three environments from their locks; a second run does nothing
 envs-dev: ## what tests and checks need besides app
 	@$(PYTHON) infra/bootstrap.py app --dev
 
+envs-ray: ## Ray Data LLM, for engine: ray without a cluster; no other command builds it
+	@$(PYTHON) infra/bootstrap.py ray
+
 # No address and no path of this machine gets into a lock; pins stay unless pyproject.toml moves them.
 # To move all of them: make lock UPGRADE=--upgrade
 LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(APP)/uv pip compile --quiet --python-version 3.11 --generate-hashes \
@@ -40,6 +43,8 @@ lock: envs-dev ## compile every group of pyproject.toml into infra/locks
 	$(LOCK) --universal --group pyproject.toml:servers -o infra/locks/servers.txt
 	$(LOCK) --python-platform x86_64-manylinux_2_28 $$($(PYTHON) infra/locks/torch_source.py) \
 		--group pyproject.toml:engine -o infra/locks/engine.txt
+	$(LOCK) --python-platform x86_64-manylinux_2_28 $$($(PYTHON) infra/locks/torch_source.py) \
+		--group pyproject.toml:ray -o infra/locks/ray.txt
 	$(LOCK) --no-deps --group pyproject.toml:models -o infra/locks/models.txt
 	$(LOCK) --universal --group pyproject.toml:rivals-curator -o infra/locks/rivals-curator.txt
 	$(LOCK) --universal --group pyproject.toml:rivals-distilabel -o infra/locks/rivals-distilabel.txt

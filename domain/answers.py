@@ -1,5 +1,6 @@
 """Answers: what a completion is worth once schema, calibration and confidence have spoken."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import JsonValue, ValidationError
@@ -44,3 +45,9 @@ def settle(completion: Completion, schema: OutputSchema, prior: LabelPrior) -> A
     except ValidationError:
         return Answer(output=checked.output, confidence=None, reason="the calibrated label breaks a validator")
     return Answer(output=corrected, confidence=decision.confidence)
+
+
+def fit_prior(completions: Iterable[Completion], schema: OutputSchema) -> LabelPrior:
+    """The label prior from a tier's answers to unlabelled rows; answers without log-probabilities do not count."""
+    read = [c.label_logprobs[schema.decisive] for c in completions if schema.decisive in c.label_logprobs]
+    return LabelPrior.of(read, schema.labels)

@@ -5,10 +5,12 @@ import json
 
 from pydantic import JsonValue
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def canonical(value: JsonValue) -> bytes:
     """JSON with sorted keys and no spaces, UTF-8; equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def digest(value: JsonValue) -> str:

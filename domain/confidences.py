@@ -95,7 +95,7 @@ def _chances(tokens: Sequence[Sampled], start: int, labels: Sequence[str]) -> di
         heirs = _heirs(token.text, before, written, known)
         reached *= math.exp(alternatives.get(token.text, -math.inf))
         written += token.text[len(before) :]
-    for label in heirs if written else []:
+    for label in heirs if written else ():
         mass[label] += reached / len(heirs)
     total = sum(max(m, FLOOR) for m in mass.values())
     return {label: math.log(max(m, FLOOR) / total) for label, m in mass.items()} if any(mass.values()) else {}
@@ -129,7 +129,7 @@ class LabelPrior:
     def apply(self, logprobs: Mapping[str, float]) -> dict[str, float]:
         """Divide each label's probability by its mean and renormalise to 1."""
         weights = {label: math.exp(value) / max(self.means[label], FLOOR) for label, value in logprobs.items()}
-        total = sum(weights.values())
+        total = math.fsum(weights.values())  # in whatever order they come: the ledger does not keep that of the wire
         return {label: weight / total for label, weight in weights.items()}
 
 

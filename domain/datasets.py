@@ -1,16 +1,21 @@
 """Records, their identity, and the split a record falls into."""
 
+import hashlib
 import math
 import re
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from pydantic import JsonValue
 
 from domain.canonical import canonical, digest, share
 from domain.errors import Place
 from domain.workloads import Dataset, Splits
+
+T = TypeVar("T")
 
 
 class Split(StrEnum):
@@ -28,18 +33,22 @@ JUDGED = (Split.CALIBRATION, Split.TEST)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row: `key` is the identity of what it says, `record_id` is the name the user gave it."""
+    """One row: `record_id` is the name the user gave it, `key` the identity of what it says.
+
+    The key is the sha256 over id, inputs and gold; who has it already may hand it over.
+    """
 
     record_id: str
     inputs: dict[str, JsonValue]
     gold: dict[str, JsonValue] | None
     split: Split
     place: Place
+    key: str = ""
 
-    @property
-    def key(self) -> str:
-        """sha256 over id, inputs and gold."""
-        return digest({"id": self.record_id, "inputs": self.inputs, "gold": self.gold})
+    def __post_init__(self) -> None:
+        if not self.key:
+            key = digest({"id": self.record_id, "inputs": self.inputs, "gold": self.gold})
+            object.__setattr__(self, "key", key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +83,65 @@ def split_of(record_id: str, splits: Splits) -> Split:
     return Split.CALIBRATION if position < splits.train + splits.calibration else Split.TEST
 
 
-def read_record(raw: RawRow, place: Place, *, dataset: Dataset, labelled: bool) -> Record | BadRow:
-    """Turn one parsed row into a Record, or say what is wrong with it."""
-    wanted = [dataset.id, *dataset.inputs, *(dataset.gold.values() if labelled else ())]
-    for column in wanted:
-        problem = _problem(raw[column]) if column in raw else "is missing"
-        if problem is None and column == dataset.id and isinstance(raw[column], bool | list | dict):
-            problem = f"names the row, so it must be text or a number, not a {type(raw[column]).__name__}"
-        if problem is not None:
-            return BadRow(Place(place.file, place.line, field=column), problem, excerpt(raw))
-    sizes = {column: len(canonical(raw[column])) for column in wanted}
-    if (size := sum(sizes.values())) > dataset.max_row_bytes:
-        longest = max(sizes, key=sizes.__getitem__)
-        reason = f"makes the row {size:,} bytes long; the limit is {dataset.max_row_bytes:,} (dataset.max_row_bytes)"
-        return BadRow(Place(place.file, place.line, field=longest), reason, excerpt(raw))
-    record_id = str(raw[dataset.id])
-    inputs = {column: raw[column] for column in dataset.inputs}
-    gold = {field: raw[column] for field, column in dataset.gold.items()} if labelled else None
-    split = split_of(record_id, dataset.splits) if labelled else Split.INCOMING
-    return Record(record_id=record_id, inputs=inputs, gold=gold, split=split, place=place)
+def cut_train(train: list[T], validation_rows: int) -> tuple[list[T], list[T], list[T]]:
+    """The train split in three: validation and held-out rows, at most so many of each, and the rest for demos."""
+    judged = min(validation_rows, len(train) // 3)
+    return train[:judged], train[judged : 2 * judged], train[2 * judged :]
+
+
+class Reader:
+    """Turns parsed rows into records; everything about a row is encoded once."""
+
+    def __init__(self, dataset: Dataset, *, labelled: bool) -> None:
+        gold = dataset.gold if labelled else {}
+        self._dataset = dataset
+        self._labelled = labelled
+        self._gold = gold
+        self._wanted = tuple(dict.fromkeys((dataset.id, *dataset.inputs, *gold.values())))
+        # What canonical JSON puts before each value: sorted names.
+        self._input_marks = tuple((column, canonical(column) + b":") for column in sorted(set(dataset.inputs)))
+        self._gold_marks = tuple((gold[field], canonical(field) + b":") for field in sorted(gold))
+
+    def read(self, raw: RawRow, place: Place) -> Record | BadRow:
+        """A parsed row as a Record, or what is wrong with it."""
+        dataset = self._dataset
+        encoded: dict[str, bytes] = {}
+        for column in self._wanted:
+            problem = _problem(raw[column]) if column in raw else "is missing"
+            if problem is None and column == dataset.id and isinstance(raw[column], bool | list | dict):
+                problem = f"names the row, so it must be text or a number, not a {type(raw[column]).__name__}"
+            if problem is not None:
+                return BadRow(Place(place.file, place.line, field=column), problem, excerpt(raw))
+            encoded[column] = canonical(raw[column])
+        if (size := sum(map(len, encoded.values()))) > dataset.max_row_bytes:
+            longest = max(encoded, key=lambda column: len(encoded[column]))
+            reason = (
+                f"makes the row {size:,} bytes long; the limit is {dataset.max_row_bytes:,} (dataset.max_row_bytes)"
+            )
+            return BadRow(Place(place.file, place.line, field=longest), reason, excerpt(raw))
+        record_id = str(raw[dataset.id])
+        return Record(
+            record_id=record_id,
+            inputs={column: raw[column] for column in dataset.inputs},
+            gold={field: raw[column] for field, column in self._gold.items()} if self._labelled else None,
+            split=split_of(record_id, dataset.splits) if self._labelled else Split.INCOMING,
+            place=place,
+            key=self._key(record_id, encoded),
+        )
+
+    def _key(self, record_id: str, encoded: dict[str, bytes]) -> str:
+        """`Record.key` out of the parts that are encoded already."""
+        inputs = b",".join([mark + encoded[column] for column, mark in self._input_marks])
+        gold = b",".join([mark + encoded[column] for column, mark in self._gold_marks])
+        said = b"{%s}" % gold if self._labelled else b"null"
+        whole = b'{"gold":%s,"id":%s,"inputs":{%s}}' % (said, canonical(record_id), inputs)
+        return hashlib.sha256(whole).hexdigest()
 
 
 def _problem(value: JsonValue) -> str | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if isinstance(value, str):
+        return _unstorable(value) if value and not value.isspace() else "is empty"
+    if value is None:
         return "is empty"
     inside: list[tuple[JsonValue, int]] = [(value, 1)]
     while inside:  # a loop: what is nested deep enough breaks everything that recurses, json included
@@ -117,7 +162,7 @@ def _problem(value: JsonValue) -> str | None:
 def _unstorable(text: str) -> str | None:
     if "\0" in text:
         return "holds a NUL character"
-    return "holds half of a surrogate pair" if _SURROGATE.search(text) else None
+    return "holds half of a surrogate pair" if not text.isascii() and _SURROGATE.search(text) else None
 
 
 def excerpt(raw: object) -> str:
@@ -125,18 +170,22 @@ def excerpt(raw: object) -> str:
     return _SHORT.repr(raw)[:200]
 
 
-def version_hash(records: list[Record], bad: list[BadRow]) -> str:
-    """sha256 of a DatasetVersion: the same rows in the same order give the same version."""
-    return digest({"records": [r.key for r in records], "bad": [b.key for b in bad]})
+def version_hash(records: Iterable[str], bad: Iterable[str]) -> str:
+    """sha256 of a DatasetVersion: the same rows in the same order give the same version.
+
+    It runs over the bytes `records`, the records' keys in their order, `bad`, and the bad rows' keys in theirs: 64 hex
+    digits each, nothing between them. Keys are taken one at a time.
+    """
+    running = hashlib.sha256(b"records")
+    for key in records:
+        running.update(key.encode())
+    running.update(b"bad")
+    for key in bad:
+        running.update(key.encode())
+    return running.hexdigest()
 
 
-def separate_duplicates(records: list[Record]) -> tuple[list[Record], list[BadRow]]:
-    """Keep the first row of every id; the others are bad rows that name the first."""
-    first: dict[str, Record] = {}
-    bad: list[BadRow] = []
-    for record in records:
-        earlier = first.setdefault(record.record_id, record)
-        if earlier is not record:
-            place = Place(record.place.file, record.place.line, field="id")
-            bad.append(BadRow(place, f"{record.record_id!r} was already used at {earlier.place}", ""))
-    return list(first.values()), bad
+def duplicate(record_id: str, place: Place, *, first: Place) -> BadRow:
+    """What a row is whose id another row, at `first`, has used before it."""
+    named = Place(place.file, place.line, field="id")
+    return BadRow(named, f"{excerpt(record_id)} was already used at {first}", "")

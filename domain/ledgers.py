@@ -28,6 +28,7 @@ class Stage(StrEnum):
     GENERATE = "generate"
     REASK = "reask"
     JUDGE = "judge"
+    REPRODUCE = "reproduce"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import JsonValue
 from scipy import stats
 
+from domain.canonical import canonical
 from domain.confidences import FloatArray
 
 Metric = Callable[[Mapping[str, JsonValue], Mapping[str, JsonValue]], float]
@@ -36,6 +37,26 @@ def _f1(left: str, right: str) -> float:
 
 
 METRICS: dict[str, Metric] = {"exact_match": exact_match, "field_accuracy": field_accuracy, "token_f1": token_f1}
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A metric's value for one answer, in [0, 1], as a word, and what it looked at."""
+
+    value: float
+    label: str
+    explanation: str
+
+
+def grade(metric: Metric, gold: Mapping[str, JsonValue], output: Mapping[str, JsonValue] | None) -> Grade:
+    """Score one answer; one that stayed invalid (None) is worth 0."""
+    value = metric(gold, output) if output is not None else 0.0
+    said = "no valid answer" if output is None else canonical(dict(output)).decode()
+    return Grade(
+        value=value,
+        label="right" if value >= 1 else "wrong" if value <= 0 else "partly",
+        explanation=f"expected {canonical(dict(gold)).decode()}, got {said}",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from domain.canonical import digest
 
@@ -48,8 +48,16 @@ class Dataset(_Written):
     id: str = Field(default="id", description="Column that names a row; unique, read as text.")
     inputs: tuple[str, ...] = Field(min_length=1, description="Columns shown to the model.")
     gold: dict[str, str] = Field(min_length=1, description="Output field -> column with the right answer.")
-    max_row_bytes: int = Field(default=8_000, ge=1, description="A longer input row is quarantined, bytes.")
+    max_row_bytes: int = Field(default=1_000_000, ge=1, description="A longer input row is quarantined, bytes.")
     splits: Splits = Splits()
+
+
+class EngineName(StrEnum):
+    """What answers a tier's rows: model servers, a Ray cluster, or batch files."""
+
+    HTTP = "http"
+    RAY = "ray"
+    BATCH = "openai-batch"
 
 
 class Prices(_Written):
@@ -58,6 +66,13 @@ class Prices(_Written):
     input: UsdPerMillion
     output: UsdPerMillion
     cached_input: UsdPerMillion | None = Field(default=None, description="Default: the input price.")
+    batch_discount: float = Field(default=0.0, ge=0, le=1, description="Share that a hosted batch is cheaper by.")
+
+    def in_batches(self) -> "Prices":
+        """The prices of a hosted batch."""
+        left = 1 - self.batch_discount
+        cached = None if self.cached_input is None else self.cached_input * left
+        return Prices(input=self.input * left, output=self.output * left, cached_input=cached)
 
 
 class Tier(_Written):
@@ -66,6 +81,12 @@ class Tier(_Written):
     model: str = Field(description="Served model name.")
     base_urls: tuple[str, ...] = Field(
         default=(), description="OpenAI-compatible servers, .../v1; none means the embedded server of that model."
+    )
+    engine: EngineName = Field(
+        default=EngineName.HTTP, description="What answers rows; a run may choose another. Compiling always uses http."
+    )
+    engine_args: dict[str, JsonValue] = Field(
+        default={}, description="vLLM's arguments for the engines ray and openai-batch, passed on verbatim."
     )
     revision: str | None = Field(default=None, description="Weights' version, part of every request's identity.")
     temperature: float = Field(default=0.0, ge=0)
@@ -158,4 +179,9 @@ class Workload(_Written):
 
     def identity(self, *, code: str) -> str:
         """sha256 of the canonical form; `code` is the source of schema and metric."""
-        return digest({"workload": self.model_dump(mode="json"), "code": code})
+        return identity_of(self.model_dump(mode="json"), code=code)
+
+
+def identity_of(spec: dict[str, JsonValue], *, code: str) -> str:
+    """The same of a workload that is on record as plain JSON."""
+    return digest({"workload": spec, "code": code})

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from domain.workloads import TierName
+from domain.workloads import EngineName, TierName
 from tasks.chunking import judged_chunks
 from tasks.compiling import compile_prompt
 from tasks.evaluating import confirm_spans, export_evaluation, score_tier
@@ -26,6 +26,7 @@ from tasks.validating import validate_chunk
 def optimize_workload(
     workload: str = "support-triage",
     max_rows: int | None = None,
+    engine: EngineName | None = None,
     max_usd: float | None = None,
     max_tokens: int | None = None,
 ) -> BundleRef:
@@ -34,10 +35,11 @@ def optimize_workload(
     Args:
         workload: Name of a folder below the workloads folder, or a path to one.
         max_rows: Use the first labelled rows only, for a quick look.
+        engine: What answers the rows, http, ray or openai-batch; empty means what each tier of the workload says.
         max_usd: Pause the run before it has spent more than this, list price in USD; `headrace resume` raises it.
         max_tokens: The same in tokens, prompt and completion together.
     """
-    run = open_run("optimize", workload, max_usd=max_usd, max_tokens=max_tokens)
+    run = open_run("optimize", workload, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
     data = snapshot_dataset(run, max_rows=max_rows)
     prompts = [compile_prompt(run, data, tier) for tier in TierName]
     generated = {p.tier: [generate_chunk(run, data, p, c) for c in judged_chunks(data, p.tier)] for p in prompts}

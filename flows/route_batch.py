@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from domain.workloads import TierName
+from domain.workloads import EngineName, TierName
 from tasks.chunking import incoming_chunks
 from tasks.generating import generate_chunk
 from tasks.references import BundleRef
@@ -24,6 +24,7 @@ def route_batch(
     workload: str = "support-triage",
     uri: str | None = None,
     max_rows: int | None = None,
+    engine: EngineName | None = None,
     max_usd: float | None = None,
     max_tokens: int | None = None,
 ) -> BundleRef:
@@ -33,10 +34,11 @@ def route_batch(
         workload: Name of a folder below the workloads folder, or a path to one.
         uri: Rows to answer; empty means the workload's `dataset.incoming`.
         max_rows: Answer the first rows only.
+        engine: What answers the rows, http, ray or openai-batch; empty means what each tier of the workload says.
         max_usd: Pause the run before it has spent more than this, list price in USD; `headrace resume` raises it.
         max_tokens: The same in tokens, prompt and completion together.
     """
-    run = open_run("route", workload, uri=uri, max_usd=max_usd, max_tokens=max_tokens)
+    run = open_run("route", workload, uri=uri, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
     bundle = load_champion(run)
     data = snapshot_incoming(run, uri=uri, max_rows=max_rows)
     cheap = [generate_chunk(run, data, bundle, chunk) for chunk in incoming_chunks(data, TierName.CHEAP)]

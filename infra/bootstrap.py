@@ -1,4 +1,4 @@
-"""Builds the environments from their locks: `python3 infra/bootstrap.py app servers engine [--dev]`.
+"""Builds the environments from their locks: `python3 infra/bootstrap.py app servers engine ray [--dev]`.
 
 Runs before any environment exists, so: standard library only, Python 3.11 or newer, and no import of our own.
 """
@@ -24,12 +24,12 @@ from pathlib import Path
 
 LOCKS = Path(__file__).resolve().parent / "locks"
 NAMES = ("app", "servers", "engine")
-LAYERS = {"app": ("app",), "servers": ("servers",), "engine": ("engine", "models")}
-"""The locks of an environment, the base first; `--dev` adds one to app."""
+LAYERS = {"app": ("app",), "servers": ("servers",), "engine": ("engine", "models"), "ray": ("ray",)}
+"""The locks of an environment, the base first; `--dev` adds one to app. What is not in NAMES is built by name only."""
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 """Where PyTorch's CPU wheel comes from when pip's own configuration does not have it; the only address in the code."""
-ENGINE_PYTHON = (3, 11)
-"""The engine's lock carries the hash of torch's wheel for this Python alone."""
+TORCH_PYTHON = (3, 11)
+"""The locks with PyTorch carry the hash of its wheel for this Python alone."""
 MARKER = ".complete"
 UNWANTED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV")
 
@@ -155,8 +155,8 @@ def ensure(name: str, layers: tuple[str, ...], progress: Progress) -> None:
 def _build(name: str, layers: list[str], progress: Progress) -> None:
     target = folder(name)
     log = home() / "logs" / f"env-{name}.log"
-    if name == "engine":
-        _check_engine()
+    if name in {"engine", "ray"}:
+        _check_torch(name)
     if LAYERS[name][0] in layers:
         # Half a build, or none: its scripts name this very path, so it cannot be built elsewhere and moved in.
         shutil.rmtree(target, ignore_errors=True)
@@ -174,15 +174,15 @@ def _build(name: str, layers: list[str], progress: Progress) -> None:
         (target / f"{MARKER}-{layer}").write_text(_digest(layer))
 
 
-def _check_engine() -> None:
-    if (*sys.version_info[:2], sys.platform, platform.machine()) == (*ENGINE_PYTHON, "linux", "x86_64"):
+def _check_torch(name: str) -> None:
+    if (*sys.version_info[:2], sys.platform, platform.machine()) == (*TORCH_PYTHON, "linux", "x86_64"):
         return
-    wanted = ".".join(map(str, ENGINE_PYTHON))
+    wanted = ".".join(map(str, TORCH_PYTHON))
     here = f"Python {platform.python_version()} on {sys.platform} {platform.machine()}"
     raise BootstrapError(
-        "engine",
+        name,
         f"its lock holds PyTorch's CPU build for Python {wanted} on Linux x86-64 only, and this is {here}",
-        f"python{wanted} infra/bootstrap.py engine   (or use model servers of yours: set HEADRACE_ENGINES)",
+        f"python{wanted} infra/bootstrap.py {name}   (or use model servers of yours: set HEADRACE_ENGINES)",
     )
 
 
@@ -254,18 +254,18 @@ def _point(link: Path, target: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Build what is asked for, all environments without a name; 0 ready, 1 failed."""
+    """Build what is asked for, the three of a single machine without a name; 0 ready, 1 failed."""
     parser = argparse.ArgumentParser(prog="bootstrap.py", description="Build Headrace's environments from their locks.")
-    parser.add_argument("names", nargs="*", metavar="app|servers|engine", help="default: all")
+    parser.add_argument("names", nargs="*", metavar="|".join(LAYERS), help=f"default: {' '.join(NAMES)}")
     parser.add_argument("--dev", action="store_true", help="add the tools for tests and checks to app")
     parser.add_argument("--rebuild", action="store_true", help="build anew what is there already")
     options = parser.parse_args(argv)
     if sys.version_info < (3, 11):  # noqa: UP036 - whatever Python the machine has gets here
         print("Headrace needs Python 3.11 or newer: run this with python3.11", file=sys.stderr)
         return 1
-    if unknown := set(options.names) - set(NAMES):
+    if unknown := set(options.names) - set(LAYERS):
         parser.error(f"no environment is called {', '.join(sorted(unknown))}")
-    wanted: dict[str, tuple[str, ...]] = {name: LAYERS[name] for name in NAMES if name in (options.names or NAMES)}
+    wanted: dict[str, tuple[str, ...]] = {name: LAYERS[name] for name in LAYERS if name in (options.names or NAMES)}
     if options.dev:
         wanted["app"] = (*LAYERS["app"], "dev")
     try:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from domain.errors import HeadraceError, InputError, NotFound
-from infra import services, stack, startup, terminal
+from domain.workloads import EngineName
+from infra import cli_replay, services, stack, startup, terminal
 from infra.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -19,6 +20,7 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 WorkloadName = Annotated[str, typer.Argument(help="A name below the workloads folder, or a path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 MaxRows = Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")]
+Engine = Annotated[EngineName | None, typer.Option(help="What answers the rows; default: as the workload says.")]
 MaxUsd = Annotated[float | None, typer.Option(min=0, help="Pause each run before it has spent more, USD.")]
 MaxTokens = Annotated[int | None, typer.Option(min=0, help="Pause each run before it has used more tokens.")]
 RunId = Annotated[str, typer.Argument(help="A run's id or its beginning.")]
@@ -124,6 +126,9 @@ def run(
     with_up: Annotated[bool, typer.Option("--up", help="Start the stack first.")] = False,
     route: Annotated[bool, typer.Option(help="Answer the workload's incoming rows afterwards.")] = True,
     max_rows: MaxRows = None,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="What answers the rows; default: as the workload says.")
+    ] = None,
     max_usd: MaxUsd = None,
     max_tokens: MaxTokens = None,
 ) -> None:
@@ -137,7 +142,7 @@ def run(
         _connect(settings)
         from infra import running
 
-        limits = running.Limits(max_rows=max_rows, max_usd=max_usd, max_tokens=max_tokens)
+        limits = running.Limits(max_rows=max_rows, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
         running.optimize_then_route(load_settings(), workload, limits=limits, route=route, console=console)
 
 
@@ -215,6 +220,9 @@ def doctor(
     well = showing.check(console, settings, run_id or None, as_json=as_json)
     if not well:
         raise typer.Exit(1)
+
+
+app.add_typer(cli_replay.verbs)
 
 
 if __name__ == "__main__":

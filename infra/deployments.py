@@ -13,7 +13,7 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "prefect.yaml"
 POOL = "local"
 LOOK_EVERY_S = 0.5
+DYING_S = 6.0
 CANCELLING_S = 40.0
 """A worker that is alive needs no longer to cancel a run: it kills its process after 30 s."""
 
@@ -158,12 +159,24 @@ def reschedule(run_id: UUID) -> None:
     with _client("resume the run") as client:
         while (state := client.read_flow_run(run_id).state) and state.is_cancelling() and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY_S)  # its worker would end it after we have begun it again
-        if state is not None and state.is_paused():
-            answer = client.resume_flow_run(run_id)
-        else:
-            over = state is not None and state.is_final()
-            # By this name Prefect knows that the run has no process yet, should it be cancelled before it begins.
-            answer = client.set_flow_run_state(run_id, Scheduled(name="Resuming"), force=not over)
+        _schedule(client, run_id, state)
+        # A worker that has just seen the former process die says so twice, and the second time it would end this one.
+        deadline = time.monotonic() + DYING_S
+        while (state := client.read_flow_run(run_id).state) and time.monotonic() < deadline:
+            if state.is_final():
+                _schedule(client, run_id, state)
+            elif not state.is_scheduled():
+                return
+            time.sleep(LOOK_EVERY_S)
+
+
+def _schedule(client: SyncPrefectClient, run_id: UUID, state: State | None) -> None:
+    if state is not None and state.is_paused():
+        answer = client.resume_flow_run(run_id)
+    else:
+        over = state is not None and state.is_final()
+        # By this name Prefect knows that the run has no process yet, should it be cancelled before it begins.
+        answer = client.set_flow_run_state(run_id, Scheduled(name="Resuming"), force=not over)
     if answer.status != SetStateStatus.ACCEPT:
         raise PrefectError(f"Prefect did not resume the run: {getattr(answer.details, 'reason', answer.status)}")
 

@@ -1,6 +1,7 @@
 """The lease of this process: taken before a run writes, renewed in the background, watched for a wish to stop."""
 
 import os
+import select
 import socket
 import sys
 import threading
@@ -61,6 +62,7 @@ def acquire(work: str, run_id: str, settings: Settings) -> None:
     _held[:] = [lease]
     session.raise_fence(lease.fence)
     threading.Thread(target=_beat, args=(lease,), name="lease", daemon=True).start()
+    threading.Thread(target=_outlive_reader, name="output", daemon=True).start()
     if settings.prefect_api_url is not None:
         threading.Thread(target=_watch, args=(lease, taken.left), name="prefect", daemon=True).start()
 
@@ -121,13 +123,21 @@ def displace(db: Session, run_id: str) -> bool:
 
 
 def _name() -> str:
-    return f"{socket.gethostname()} pid {os.getpid()}"
+    return f"{_machine()} pid {os.getpid()}"
+
+
+def _machine() -> str:
+    """What makes process ids comparable: the host, and the namespace that counts them."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _is_dead(holder: str) -> bool:
     """Whether a holder is a process of this machine that is no more; its lease need not run out then."""
-    host, _, pid = holder.rpartition(" pid ")
-    return host == socket.gethostname() and pid.isdecimal() and not psutil.pid_exists(int(pid))
+    machine, _, pid = holder.rpartition(" pid ")
+    return machine == _machine() and pid.isdecimal() and not psutil.pid_exists(int(pid))
 
 
 def _leave(lease: Lease) -> None:
@@ -169,3 +179,14 @@ def _watch(lease: Lease, left: str | None) -> None:
         with suppress(deployments.PrefectError):
             if deployments.is_cancelled(UUID(lease.run_id)):
                 lease.stop.set()
+
+
+def _outlive_reader() -> None:
+    """When the worker that reads our output dies, write to nowhere: rich ends a process whose output has no reader."""
+    outputs = select.poll()
+    for output in (1, 2):
+        outputs.register(output, 0)  # nothing but the loss of the other end
+    while lost := outputs.poll():
+        for output, _ in lost:
+            outputs.unregister(output)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)

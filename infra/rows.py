@@ -222,6 +222,13 @@ def _load_wrong(
 async def _reask(
     ledgered: Ledgered, deployment: Deployment, key: str, request: Request, completion: Completion
 ) -> StoredAnswer:
+    with ledgered.conversation():
+        return await _converse(ledgered, deployment, key, request, completion)
+
+
+async def _converse(
+    ledgered: Ledgered, deployment: Deployment, key: str, request: Request, completion: Completion
+) -> StoredAnswer:
     if not isinstance(check(completion.text, completion.finish_reason, deployment.schema), Invalid):
         answer = settle(completion, deployment.schema, deployment.prior)
         return _stored(deployment, key, request.hash, answer, reasks=0, used=[completion.usage])

@@ -16,9 +16,10 @@ from infra.workloads import find_workload, load_workload
 
 
 class Limits(TypedDict):
-    """How much a run may take: rows, USD and tokens; None means no limit."""
+    """How much a run may take (rows, USD, tokens; None means no limit), and which engine answers its rows."""
 
     max_rows: int | None
+    engine: str | None
     max_usd: float | None
     max_tokens: int | None
 

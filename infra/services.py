@@ -1,11 +1,11 @@
 """The embedded stack as a table: each service's command, environment, port, health and needs, and nothing that acts."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra import credentials, postgres
+from infra.llm import vllm_cpu
 from infra.settings import Settings
 from infra.supervision import Program, Stop
 
@@ -195,7 +195,6 @@ def _phoenix(settings: Settings, ports: Ports) -> Service:
 
 def _engine(name: str, settings: Settings, ports: Ports) -> Service:
     model, port = MODELS[name], ports[name]
-    cache = settings.home / "cache"
     options = {
         "--model": str(weights_folder(settings) / model),
         "--served-model-name": model,
@@ -219,14 +218,8 @@ def _engine(name: str, settings: Settings, ports: Ports) -> Service:
         argv=(python(settings, "engine"), "-m", "vllm.entrypoints.openai.api_server", *words, *flags),
         environment={
             **QUIET,
+            **vllm_cpu.environment(settings.home / "cache"),
             "VLLM_API_KEY": model_key(settings),
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8)),
-            "VLLM_CACHE_ROOT": str(cache / "vllm"),
-            "VLLM_CONFIG_ROOT": str(cache / "vllm-config"),
-            "HF_HOME": str(cache / "huggingface"),
         },
         url=f"http://127.0.0.1:{port}/v1",
         health=f"http://127.0.0.1:{port}/health",

@@ -76,6 +76,19 @@ class Settings(BaseSettings):
         "It is part of every request's identity, so that other weights are never answered from the ledger.",
     )
 
+    ray_address: str | None = Field(
+        default=None,
+        description="Dashboard of a Ray cluster of yours, http://host:8265; without it `engine: ray` starts Ray here.",
+    )
+    ray_storage: str | None = Field(
+        default=None,
+        description="Folder for its requests and replies, an fsspec uri that this machine and the cluster reach; "
+        "default: `ray` in the home folder.",
+    )
+    ray_token_file: Path | None = Field(
+        default=None, description="File with the cluster's token (RAY_AUTH_MODE=token there)."
+    )
+
     port_postgres: int = Field(default=54329, description="First port tried for Postgres; the next free one is taken.")
     port_prefect: int = Field(default=4200, description="First port tried for Prefect.")
     port_mlflow: int = Field(default=5000, description="First port tried for MLflow.")
@@ -91,7 +104,7 @@ class Settings(BaseSettings):
     window: int = Field(
         default=256,
         ge=1,
-        description="Rows under way at once, sent or answered and not yet stored: the most that a kill makes paid twice.",
+        description="Rows under way at once, sent or answered and not yet stored: what a kill may cost.",
     )
     request_deadline_s: float = Field(
         default=120.0, gt=0, description="Time one request may spend being answered, over all its tries, seconds."

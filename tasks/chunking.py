@@ -1,5 +1,7 @@
 """Chunks: which rows a task run works on, and the deployment that answers them."""
 
+from dataclasses import replace
+
 from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import bundles
@@ -32,10 +34,14 @@ def deployment_of(run: RunRef, plan: PromptRef | BundleRef, tier: TierName) -> D
     """How a tier answers: by the prompt being tuned, or as a bundle deploys it."""
     loaded = load_for(run)
     if isinstance(plan, PromptRef):
-        return compiled_deployment(loaded, plan)
-    with transaction() as db:
-        bundle = bundles.load_bundle(db, plan.bundle_hash)
-    return bundled_deployment(bundle, tier, loaded)
+        deployed = compiled_deployment(loaded, plan)
+    else:
+        with transaction() as db:
+            bundle = bundles.load_bundle(db, plan.bundle_hash)
+        deployed = bundled_deployment(bundle, tier, loaded)
+    if run.engine is None:
+        return deployed
+    return replace(deployed, tier=deployed.tier.model_copy(update={"engine": run.engine}))
 
 
 def rows_of(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> Rows:

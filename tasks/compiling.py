@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 
-from domain.canonical import digest
+from domain.answers import fit_prior
+from domain.compiles import baseline_of, compile_key
 from domain.confidences import LabelPrior
-from domain.datasets import Split
+from domain.datasets import Split, cut_train
 from domain.ledgers import Stage
-from domain.prompts import PromptVersion, baseline
+from domain.prompts import PromptVersion
 from domain.requests import row_request
 from domain.schemas import OutputSchema
 from domain.workloads import Tier, TierName
@@ -28,6 +29,9 @@ from tasks.running import is_retryable, load_for, step
 if TYPE_CHECKING:
     from infra.llm.optimizer import Ask, CompileReport, Example
 
+SERVED_BY = {"base_urls", "usd_per_million", "engine", "engine_args"}
+"""Of a tier, what has no say in what it answers."""
+
 
 @task(task_run_name="compile-{tier}", retry_condition_fn=is_retryable)
 def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
@@ -35,7 +39,8 @@ def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
     loaded = load_for(run)
     with transaction() as db:
         train = datasets.load_records(db, data.version, Split.TRAIN)
-        key = _compile_key(loaded, tier, train)
+        keys = [row.key for row in train]
+        key = compile_key(loaded.workload, loaded.schema, tier, code=loaded.code, train=keys)
         found = bundles.find_compiled(db, key)
     get_run_logger().info("%s: %s", tier.value, "compiled before, nothing to do" if found else "compiling")
     with step(run, f"compile-{tier.value}") as step_id:
@@ -53,26 +58,6 @@ def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
     )
 
 
-def _compile_key(loaded: LoadedWorkload, tier: TierName, train: list[StoredRecord]) -> str:
-    """Everything a compile depends on: the tier, the options, the instructions, the code and the train rows."""
-    workload = loaded.workload
-    return digest(
-        {
-            "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million"}),
-            "optimizer": workload.optimizer.model_dump(mode="json"),
-            "baseline": _baseline(loaded).model_dump(mode="json"),
-            "code": loaded.code,
-            "metric": workload.metric,
-            "train": [row.key for row in train],
-        }
-    )
-
-
-def _baseline(loaded: LoadedWorkload) -> PromptVersion:
-    workload = loaded.workload
-    return baseline(workload.instructions, input_fields=workload.dataset.inputs, schema=loaded.schema)
-
-
 def _compile(
     run: RunRef, loaded: LoadedWorkload, name: TierName, train: list[StoredRecord], key: str, step_id: str
 ) -> CompiledPrompt:
@@ -81,8 +66,7 @@ def _compile(
 
     options, tier, settings = loaded.workload.optimizer, loaded.workload.tiers[name], load_settings()
     rows = [optimizer.Example(row.key, row.record.inputs, row.record.gold or {}) for row in train]
-    judged = min(options.validation_rows, len(rows) // 3)
-    validation, held_out, demos = rows[:judged], rows[judged : 2 * judged], rows[2 * judged :]
+    validation, held_out, demos = cut_train(rows, options.validation_rows)
     limit = optimizer.budget(options, tier, train=len(demos), held_out=len(held_out))
     log = get_run_logger()
     log.info("%s: %s may make up to %d calls", name.value, options.name.value, limit)
@@ -96,7 +80,7 @@ def _compile(
     with blocking_ask(run.run_id, name, tier, settings, stage=Stage.COMPILE) as ask:
         with compile_traces(step_id, expected_calls=limit):
             result = optimizer.compile_prompt(
-                _baseline(loaded),
+                baseline_of(loaded.workload, loaded.schema),
                 tier=tier,
                 options=options,
                 schema=loaded.schema,
@@ -122,8 +106,7 @@ def _prior(
 ) -> LabelPrior:
     """What the tier says of unlabelled rows; the ledger knows these answers from the search."""
     answers = [ask(row_request(prompt.render(row.inputs), tier=tier, schema=schema), row.record_key) for row in rows]
-    read = [a.label_logprobs[schema.decisive] for a in answers if schema.decisive in a.label_logprobs]
-    return LabelPrior.of(read, schema.labels)
+    return fit_prior(answers, schema)
 
 
 def _report(report: "CompileReport", *, calls: int, prior: LabelPrior) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import asyncio
 
 from prefect import get_run_logger, task
 
-from domain.canonical import canonical
 from domain.datasets import JUDGED, Split
 from domain.ledgers import Stage
 from domain.requests import Completion, Request
@@ -16,9 +15,9 @@ from infra.db.store.answers import StoredAnswer, StoredScore
 from infra.db.store.datasets import StoredRecord
 from infra.db.store.evidence import load_evidence
 from infra.evidence import experiment_rows, span_sample
-from infra.llm.judge import JudgeRow, JudgeScore, judge
 from infra.llm.ledgered import Call, open_ledgered
 from infra.progress import Progress
+from infra.scoring import judge_rows, score_row
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload
 from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef, ScoredRef
@@ -32,7 +31,7 @@ def score_tier(run: RunRef, data: DatasetRef, prompt: PromptRef, _validated: lis
     with transaction() as db:
         rows = datasets.load_records(db, data.version, *JUDGED)
         given = answers.load_answers(db, run.run_id, prompt.tier)
-    scores = [_score(loaded, row, given[row.key]) for row in rows]
+    scores = [score_row(loaded, row, given[row.key]) for row in rows]
     judged = asyncio.run(_judge(run, loaded, prompt.tier, rows, given)) if loaded.workload.judge.enabled else []
     with transaction() as db:
         answers.save_scores(db, run.run_id, [*scores, *judged])
@@ -82,42 +81,18 @@ def confirm_spans(run: RunRef, _promoted: BundleRef) -> int:
     return len(left)
 
 
-def _score(loaded: LoadedWorkload, row: StoredRecord, answer: StoredAnswer) -> StoredScore:
-    gold = row.record.gold or {}
-    value = loaded.metric(gold, answer.output) if answer.output is not None else 0.0
-    said = "no valid answer" if answer.output is None else canonical(answer.output).decode()
-    return StoredScore(
-        record_key=row.key,
-        tier=answer.tier,
-        metric=loaded.workload.metric,
-        value=value,
-        label="right" if value >= 1 else "wrong" if value <= 0 else "partly",
-        explanation=f"expected {canonical(gold).decode()}, got {said}",
-    )
-
-
 async def _judge(
     run: RunRef, loaded: LoadedWorkload, tier: TierName, rows: list[StoredRecord], given: dict[str, StoredAnswer]
 ) -> list[StoredScore]:
     """An LLM's opinion of the first valid answers; rows that it fails on are left without one."""
     options, settings = loaded.workload.judge, load_settings()
-    asked = [
-        JudgeRow(row.key, canonical(row.record.inputs).decode(), canonical(output).decode())
-        for row in rows
-        if (output := given[row.key].output) is not None
-    ][: options.rows]
     judging = loaded.workload.tiers[options.tier]
     async with open_ledgered(run.run_id, options.tier, judging, settings) as ledgered:
 
         async def ask(request: Request) -> Completion:
             return await ledgered.ask(Call(request, tier), stage=Stage.JUDGE)
 
-        opinions = await judge(asked, question=options.question, tier=judging, ask=ask, concurrency=settings.in_flight)
-    return [
-        StoredScore(o.record_key, tier, "llm_judge", o.value, o.label, o.explanation)
-        for o in opinions
-        if isinstance(o, JudgeScore)
-    ]
+        return await judge_rows(loaded, tier, rows, given, ask=ask, concurrency=settings.in_flight)
 
 
 def _example(row: StoredRecord) -> tracing.ExampleRow:

@@ -1,7 +1,6 @@
 """Generate: an answer for every row of a chunk, from an earlier run, from the ledger or from the model."""
 
-import asyncio
-
+import uvloop
 from prefect import task
 
 from infra.progress import Progress
@@ -18,7 +17,7 @@ def generate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, c
     deployment = deployment_of(run, plan, chunk.tier)
     rows = rows_of(run, data, plan, chunk)
     progress = Progress(run.run_id, f"generate {chunk.tier}", chunk.total, done=chunk.first)
-    tally = asyncio.run(generate(deployment, rows, settings=load_settings(), progress=progress))
+    tally = uvloop.run(generate(deployment, rows, settings=load_settings(), progress=progress))
     progress.finish(chunk.first + chunk.rows)
     return chunk.model_copy(
         update={"calls": tally.calls, "cached": tally.cached + tally.reused, "failed": tally.failed}

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from domain.workloads import TierName
+from domain.workloads import EngineName, TierName
 
 
 class Reference(BaseModel):
@@ -19,6 +19,7 @@ class RunRef(Reference):
     folder: str
     workload_hash: str
     tracking_id: str
+    engine: EngineName | None = None
 
 
 class DatasetRef(Reference):

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
@@ -15,16 +15,25 @@ from prefect.states import Cancelled, Suspended
 
 from domain.bundles import Bundle
 from domain.confidences import LabelPrior
-from domain.errors import BudgetReached, HeadraceError, Place, RunCancelled, RunUnderWay, WorkloadError
+from domain.errors import (
+    BudgetReached,
+    HeadraceError,
+    Place,
+    RunCancelled,
+    RunUnderWay,
+    TraceStoreError,
+    WorkloadError,
+)
 from domain.ledgers import Meter
-from domain.workloads import TierName
+from domain.workloads import EngineName, TierName
 from infra import leases, reporting, tracking
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, calls, runs
-from infra.llm.ledgered import base_urls
+from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
 from infra.rows import Deployment
 from infra.settings import load_settings
+from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
 from tasks.references import PromptRef, RunRef
 
@@ -40,7 +49,13 @@ def is_retryable(_task: object, _run: TaskRun, state: State) -> bool:
 
 @task(retry_condition_fn=is_retryable)
 def open_run(
-    kind: str, workload: str, *, uri: str | None = None, max_usd: float | None = None, max_tokens: int | None = None
+    kind: str,
+    workload: str,
+    *,
+    uri: str | None = None,
+    engine: EngineName | None = None,
+    max_usd: float | None = None,
+    max_tokens: int | None = None,
 ) -> RunRef:
     """Read the workload, become the only one that does this, and open the run in the ledger and in MLflow.
 
@@ -62,6 +77,7 @@ def open_run(
             meters=_as_json(meters),
             budget=(max_usd, max_tokens),
         )
+        runs.add_summary(db, run_id, {"code": code_version()})
     tracking_id = tracking.open_run(workload=loaded.workload.name, flow_run_id=run_id, kind=kind, tags={})
     tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
     links = reporting.links(run_id, tracking_id=tracking_id, workload=loaded.workload.name)
@@ -74,6 +90,7 @@ def open_run(
         folder=str(loaded.folder),
         workload_hash=loaded.hash,
         tracking_id=tracking_id,
+        engine=engine,
     )
 
 
@@ -119,12 +136,16 @@ def note_failure(flow: object, flow_run: FlowRun, state: State) -> None:
 
 
 def _end_early(run_id: str, *, state: str) -> None:
+    """Write an end before completion into the ledger, make room for the next run, and tell MLflow if it listens."""
     end_run(run_id, state=state)
     leases.release()
+    if state == "paused":
+        return  # to MLflow it is under way
     with transaction() as db:
         record = runs.load_run(db, run_id)
-    tracked = tracking.open_run(workload=record.workload, flow_run_id=run_id, kind=record.kind, tags={})
-    tracking.close(tracked, failed=True)
+    with suppress(TraceStoreError):
+        tracked = tracking.open_run(workload=record.workload, flow_run_id=run_id, kind=record.kind, tags={})
+        tracking.close(tracked, failed=True)
 
 
 def stoppable(body: Callable[P, R]) -> Callable[P, R]:
@@ -212,7 +233,8 @@ def step(run: RunRef, name: str) -> Generator[str]:
 
 def _servers(loaded: LoadedWorkload) -> list[str]:
     settings = load_settings()
-    return [url for name in TierName for url in base_urls(loaded.workload.tiers[name], settings)]
+    tiers = [loaded.workload.tiers[name] for name in TierName]
+    return [url for tier in tiers if tier.engine is EngineName.HTTP for url in base_urls(tier, settings)]
 
 
 def _as_json(meters: dict[str, Meter]) -> dict[str, dict[str, float]]:

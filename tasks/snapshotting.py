@@ -4,70 +4,59 @@ from pathlib import Path
 
 from prefect import task
 
-from domain.datasets import BadRow, Record, Split, read_record, separate_duplicates, version_hash
+from domain.datasets import JUDGED, Split
 from domain.workloads import Dataset
 from infra import tracking
 from infra.db.session import transaction
-from infra.db.store import answers, datasets, runs
-from infra.db.store.answers import StoredQuarantine
-from infra.reading import read_rows
+from infra.db.store import datasets
+from infra.snapshots import read_records, take_snapshot
 from tasks.references import DatasetRef, RunRef
 from tasks.running import is_retryable, load_for, step
+
+SAMPLE_ROWS = 50
 
 
 @task(retry_condition_fn=is_retryable)
 def snapshot_dataset(run: RunRef, *, max_rows: int | None = None) -> DatasetRef:
-    """Store the labelled rows; calibration and test rows become the run's own, bad rows its quarantine."""
+    """Store the labelled rows; calibration and test rows become the run's own, bad rows its quarantine.
+
+    A run that is resumed keeps the snapshot it has: the files are not read again, whatever became of them.
+    """
     dataset = load_for(run).workload.dataset
     return _snapshot(run, dataset, dataset.uri, labelled=True, max_rows=max_rows)
 
 
 @task(retry_condition_fn=is_retryable)
 def snapshot_incoming(run: RunRef, *, uri: str | None = None, max_rows: int | None = None) -> DatasetRef:
-    """Store the rows to route; all of them become the run's own, bad rows its quarantine."""
+    """Store the rows to route; all of them become the run's own, bad rows its quarantine.
+
+    A run that is resumed keeps the snapshot it has: the files are not read again, whatever became of them.
+    """
     dataset = load_for(run).workload.dataset
     return _snapshot(run, dataset, uri or dataset.incoming or dataset.uri, labelled=False, max_rows=max_rows)
 
 
 def _snapshot(run: RunRef, dataset: Dataset, uri: str, *, labelled: bool, max_rows: int | None) -> DatasetRef:
-    records, bad = read_dataset(dataset, uri, Path(run.folder), labelled=labelled, max_rows=max_rows)
-    version = version_hash(records, bad)
-    own = [(r.key, n) for n, r in enumerate(records) if r.split is not Split.TRAIN]
+    rows = read_records(dataset, uri, Path(run.folder), labelled=labelled)
+    splits = JUDGED if labelled else (Split.INCOMING,)
+    version, new = take_snapshot(run.run_id, rows, uri=uri, splits=splits, max_rows=max_rows)
     with transaction() as db:
-        new = datasets.save_version(db, version, uri=uri, records=records, bad=bad)
-        runs.change_run(db, run.run_id, dataset_version=version)
-        runs.take_rows(db, run.run_id, [*own, *((row.key, -1) for row in bad)])
-        refused = (StoredQuarantine(row.key, "snapshot", row.place, row.reason) for row in bad)
-        answers.save_quarantine(db, run.run_id, refused)
         sizes = datasets.split_sizes(db, version)
+        bad = datasets.count_bad_rows(db, version)
+        # A split at a time: the index has their rows in order.
+        found = [row for split in sizes for row in datasets.load_records(db, version, split, limit=SAMPLE_ROWS)]
+        sample = [row.record for row in sorted(found, key=lambda row: row.ordinal)[:SAMPLE_ROWS]]
     with step(run, "snapshot") as step_id:
-        sample = [{**r.inputs, **(r.gold or {})} for r in records[:50]]
-        context = "training" if labelled else "inference"
         for tracked in (run.tracking_id, step_id):
             tracking.log_dataset(
                 tracked,
                 name=run.workload,
                 digest=version[:16],
                 uri=uri,
-                rows=sample,
-                row_count=len(records),
-                context=context,
+                rows=[{**record.inputs, **(record.gold or {})} for record in sample],
+                row_count=sum(sizes.values()),
+                context="training" if labelled else "inference",
             )
         tracking.set_tags(run.tracking_id, {"headrace.dataset.revision": version})
-        tracking.log(step_id, params={}, metrics={"records": len(records), "bad_rows": len(bad)})
-    return DatasetRef(
-        version=version, uri=uri, bad_rows=len(bad), new=new, **{split.value: n for split, n in sizes.items()}
-    )
-
-
-def read_dataset(
-    dataset: Dataset, uri: str, folder: Path, *, labelled: bool, max_rows: int | None
-) -> tuple[list[Record], list[BadRow]]:
-    """All rows of a uri as records, and those that cannot be used; `max_rows` keeps the first good ones."""
-    records: list[Record] = []
-    bad: list[BadRow] = []
-    for row in read_rows(uri, folder):
-        read = row if isinstance(row, BadRow) else read_record(row.raw, row.place, dataset=dataset, labelled=labelled)
-        (bad if isinstance(read, BadRow) else records).append(read)  # pyright: ignore[reportArgumentType]
-    unique, duplicates = separate_duplicates(records)
-    return unique[:max_rows], [*bad, *duplicates]
+        tracking.log(step_id, params={}, metrics={"records": sum(sizes.values()), "bad_rows": bad})
+    return DatasetRef(version=version, uri=uri, bad_rows=bad, new=new, **{s.value: n for s, n in sizes.items()})

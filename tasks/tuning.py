@@ -2,13 +2,10 @@
 
 from prefect import get_run_logger, task
 
-from domain.bundles import Bundle, BundledTier, Lineage
-from domain.certificates import Certificate, NotCertified, Tuned, grid_of, tune
-from domain.datasets import Split
-from domain.figures import figures_of, paired_rows
-from domain.outcomes import settle_row
+from domain.bundles import BundledTier, Lineage
+from domain.cascades import Cascade, bundle_of, decide_cascade
 from domain.summaries import figure_metrics, tuning_summary, verdict_line
-from domain.workloads import Target, TierName
+from domain.workloads import Target
 from infra import tracking
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, runs
@@ -22,51 +19,26 @@ from tasks.running import is_retryable, load_for, step
 @task(retry_condition_fn=is_retryable)
 def tune_router(run: RunRef, data: DatasetRef, prompts: list[PromptRef], _scored: list[ScoredRef]) -> TunedRef:
     """Choose the threshold on the calibration rows, look at it on the test rows, and make the bundle."""
-    workload = load_for(run).workload
-    rows = load_pairs(run.run_id, data.version, workload.metric)
-    calibration = paired_rows([row for row in rows if row.split is Split.CALIBRATION])
-    tuned = tune(calibration, workload.target, grid=grid_of(calibration.confidence))
-    threshold = tuned.verdict.threshold if isinstance(tuned.verdict, Certificate) else None
-    figures = figures_of([row for row in rows if row.split is Split.TEST], threshold)
-    bundle = _bundle(run, data, prompts, tuned.verdict, threshold)
+    loaded = load_for(run)
+    rows = load_pairs(run.run_id, data.version, loaded.workload.metric)
+    cascade = decide_cascade(rows, loaded.workload.target)
+    deployed = {prompt.tier: deployment_of(run, prompt, prompt.tier) for prompt in prompts}
+    tiers = {name: BundledTier(tier=d.tier, prompt=d.prompt, prior=dict(d.prior.means)) for name, d in deployed.items()}
+    lineage = Lineage(workload_hash=run.workload_hash, dataset_version=data.version, calibration_rows=data.calibration)
+    bundle = bundle_of(cascade, loaded.workload, loaded.schema, tiers, lineage)
     with transaction() as db:
         bundles.save_bundle(db, bundle, run_id=run.run_id)
         runs.change_run(db, run.run_id, bundle_hash=bundle.hash)
-        runs.add_summary(db, run.run_id, tuning_summary(tuned, figures))
-        settled = [settle_row(row.key, row.cheap, row.strong, threshold) for row in rows]
-        answers.save_settled(db, run.run_id, data.version, settled)
-    _track(run, tuned, threshold, figure_metrics(figures), workload.target)
-    get_run_logger().info(verdict_line(tuned.verdict))
-    return TunedRef(bundle_hash=bundle.hash, certified=threshold is not None)
+        runs.add_summary(db, run.run_id, tuning_summary(cascade.tuned, cascade.figures))
+        answers.save_settled(db, run.run_id, data.version, cascade.settled)
+    _track(run, cascade, loaded.workload.target)
+    get_run_logger().info(verdict_line(cascade.tuned.verdict))
+    return TunedRef(bundle_hash=bundle.hash, certified=cascade.threshold is not None)
 
 
-def _bundle(
-    run: RunRef,
-    data: DatasetRef,
-    prompts: list[PromptRef],
-    verdict: Certificate | NotCertified,
-    threshold: float | None,
-) -> Bundle:
-    loaded = load_for(run)
-    deployed = {prompt.tier: deployment_of(run, prompt, prompt.tier) for prompt in prompts}
-    tiers = {name: BundledTier(tier=d.tier, prompt=d.prompt, prior=dict(d.prior.means)) for name, d in deployed.items()}
-    return Bundle(
-        workload=run.workload,
-        cheap=tiers[TierName.CHEAP],
-        strong=tiers[TierName.STRONG],
-        json_schema=loaded.schema.json_schema,
-        decisive=loaded.schema.decisive,
-        max_reasks=loaded.workload.max_reasks,
-        threshold=threshold,
-        certificate=verdict,
-        lineage=Lineage(
-            workload_hash=run.workload_hash, dataset_version=data.version, calibration_rows=data.calibration
-        ),
-    )
-
-
-def _track(run: RunRef, tuned: Tuned, threshold: float | None, metrics: dict[str, float], target: Target) -> None:
+def _track(run: RunRef, cascade: Cascade, target: Target) -> None:
     """The curve goes to MLflow as figure and as JSON, the figures as metrics."""
+    tuned, threshold, metrics = cascade.tuned, cascade.threshold, figure_metrics(cascade.figures)
     png = cost_quality_curve(
         tuned.curve,
         threshold=threshold,

@@ -1,7 +1,6 @@
 """Validate: check every completion against the schema, and re-ask those that fail."""
 
-import asyncio
-
+import uvloop
 from prefect import task
 
 from infra.progress import Progress
@@ -18,6 +17,6 @@ def validate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, c
     deployment = deployment_of(run, plan, chunk.tier)
     rows = rows_of(run, data, plan, chunk)
     progress = Progress(run.run_id, f"validate {chunk.tier}", chunk.total, done=chunk.first)
-    tally = asyncio.run(validate(deployment, rows, settings=load_settings(), progress=progress))
+    tally = uvloop.run(validate(deployment, rows, settings=load_settings(), progress=progress))
     progress.finish(chunk.first + chunk.rows)
     return chunk.model_copy(update={"reasks": tally.reasks, "failed": chunk.failed + tally.failed})

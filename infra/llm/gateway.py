@@ -28,6 +28,7 @@ from domain.errors import (
 from domain.ledgers import OutcomeClass
 from domain.requests import Completion, Request
 from infra.llm.addresses import is_loopback
+from infra.llm.bodies import read_body
 from infra.llm.lengths import Lengths
 from infra.llm.replies import Reply, Try
 from infra.llm.wire import Garbled, read_completion
@@ -242,7 +243,7 @@ class Gateway:
             # A redirect is a refusal: rows go to the servers that were named and to no other.
             response = await http.post(self._urls[ticket.worker], data=ride.body, allow_redirects=False)
             try:
-                body = await _body(response)
+                body = await read_body(response, LONGEST_ANSWER)
             finally:
                 response.release()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -265,21 +266,6 @@ class Gateway:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             await self.fleet.look_at_queues(http)
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """The body up to the first piece beyond LONGEST_ANSWER; cut there it is no JSON and is refused as garbled."""
-    if response.content_length is not None and response.content_length <= LONGEST_ANSWER:
-        return await response.read()
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        pieces.append(piece)
-        size += len(piece)
-        if size > LONGEST_ANSWER:
-            response.close()
-            break
-    return b"".join(pieces)
 
 
 def _cut(ticket: Ticket, name: str, stall_s: float, deadline_s: float) -> _Failure:

@@ -5,8 +5,9 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 from sqlalchemy.orm import Session
 
@@ -14,14 +15,15 @@ from domain.costs import usd
 from domain.errors import ModelError
 from domain.ledgers import Attempt, OutcomeClass, Stage
 from domain.requests import Completion, Request
-from domain.workloads import Prices, Tier, TierName
+from domain.workloads import EngineName, Prices, Tier, TierName
 from infra.db.session import retried, transaction
 from infra.db.store import calls as store
 from infra.db.store import runs
 from infra.llm.budgets import Budget
+from infra.llm.engines import Opened, open_engine
 from infra.llm.gateway import Gateway
-from infra.llm.lengths import Lengths
-from infra.llm.replies import Engine, Reply
+from infra.llm.replies import Reply
+from infra.llm.together import Together
 from infra.settings import Settings
 
 Held = tuple[float, int]
@@ -57,22 +59,21 @@ class Ledgered:
 
     def __init__(
         self,
-        engine: Engine,
+        opened: Opened,
         *,
         run_id: str,
         tier: TierName,
         prices: Prices,
-        window: int,
         budget: Budget,
-        lengths: Lengths,
     ) -> None:
-        self.engine = engine
-        self.window = window
+        self.engine = opened.engine
+        self.window = opened.window
         self.budget = budget
         self._run_id = run_id
         self._tier = tier
         self._prices = prices
-        self._lengths = lengths
+        self._lengths = opened.lengths
+        self._together = None if opened.online else Together(opened.engine)
         self._asking: dict[str, asyncio.Future[Completion]] = {}
 
     async def answer(self, pages: AsyncIterable[Sequence[Call]], *, stage: Stage, keep: Keep, told: Told) -> None:
@@ -91,7 +92,8 @@ class Ledgered:
         """One call; raises the ModelError that it ended with, or BudgetReached. The same call at once is made once."""
         key = call.request.hash
         if (asking := self._asking.get(key)) is not None:
-            return await asyncio.shield(asking)
+            with self._together.aside() if self._together else nullcontext():
+                return await asyncio.shield(asking)
         self._asking[key] = asyncio.ensure_future(self._ask(call, stage))
         try:
             return await asyncio.shield(self._asking[key])
@@ -115,13 +117,13 @@ class Ledgered:
         return answered.completion
 
     async def _one(self, request: Request) -> Reply:
-        async def only() -> AsyncGenerator[Request]:
-            yield request
+        if self._together is not None:
+            return await self._together.send(request)
+        return await cast(Gateway, self.engine).send(request)
 
-        if isinstance(self.engine, Gateway):
-            return await self.engine.send(request)
-        (reply,) = [reply async for reply in self.engine.answer(only())]
-        return reply
+    def conversation(self) -> AbstractContextManager[None]:
+        """Wherever single requests of several rows are asked: an engine for batches waits until all have asked."""
+        return self._together.conversation() if self._together else nullcontext()
 
     def look_up(self, calls: Sequence[Call]) -> dict[str, Completion]:
         """The stored answers among these calls, by request hash."""
@@ -198,43 +200,14 @@ def _attempt_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}7{bits[:3]}8{bits[3:]}"
 
 
-def base_urls(tier: Tier, settings: Settings) -> tuple[str, ...]:
-    """Where a tier is served: its own base_urls, else the embedded server of that model.
-
-    Raises ModelError when neither exists.
-    """
-    if tier.base_urls:
-        return tier.base_urls
-    if embedded := settings.engines.get(tier.model):
-        return (embedded,)
-    raise ModelError(
-        f"nobody serves the model {tier.model!r}",
-        hint="Give the tier base_urls in workload.yaml, or start the embedded servers with `headrace up`.",
-    )
-
-
 @asynccontextmanager
 async def open_ledgered(run_id: str, name: TierName, tier: Tier, settings: Settings) -> AsyncGenerator[Ledgered]:
-    """A tier's servers, connected, behind the ledger."""
-    key = settings.model_api_key.get_secret_value() if settings.model_api_key else None
-    gateway = Gateway(
-        base_urls(tier, settings),
-        api_key=key,
-        in_flight=settings.in_flight,
-        deadline_s=settings.request_deadline_s,
-        patience_s=settings.outage_patience_s,
-    )
+    """A tier's engine, connected, behind the ledger."""
     budget = await asyncio.to_thread(load_budget, run_id)
-    async with gateway:
-        yield Ledgered(
-            gateway,
-            run_id=run_id,
-            tier=name,
-            prices=tier.usd_per_million,
-            window=max(settings.window, 1),
-            budget=budget,
-            lengths=gateway.lengths,
-        )
+    hosted = tier.engine is EngineName.BATCH and bool(tier.base_urls)
+    prices = tier.usd_per_million.in_batches() if hosted else tier.usd_per_million
+    async with open_engine(tier, settings) as opened:
+        yield Ledgered(opened, run_id=run_id, tier=name, prices=prices, budget=budget)
 
 
 def load_budget(run_id: str) -> Budget:

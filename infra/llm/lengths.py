@@ -7,6 +7,7 @@ import orjson
 
 from domain.errors import PromptTooLong
 from domain.requests import Request
+from infra.llm.bodies import read_body
 
 BYTES_A_MESSAGE = 64
 """What a chat template puts around a message, at most."""
@@ -14,6 +15,7 @@ SURE = 1.5
 """Prompts are trusted to have no more tokens a byte than this many times the most seen so far."""
 LEARNT_FROM = 32
 ASK_S = 10.0
+LONGEST_BYTES = 2**20
 
 
 class Lengths:
@@ -82,7 +84,9 @@ async def _json(http: aiohttp.ClientSession, method: str, url: str, data: bytes 
     try:
         timeout = aiohttp.ClientTimeout(total=ASK_S)
         async with http.request(method, url, data=data, timeout=timeout, allow_redirects=False) as response:
-            answer = cast(object, orjson.loads(await response.read()) if response.status == 200 else {})
+            answer = cast(
+                object, orjson.loads(await read_body(response, LONGEST_BYTES)) if response.status == 200 else {}
+            )
     except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
         return {}
     return cast(dict[str, Any], answer) if isinstance(answer, dict) else {}

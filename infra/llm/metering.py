@@ -9,8 +9,10 @@ import httpx
 
 from domain.ledgers import Meter
 from infra.llm.addresses import is_loopback
+from infra.llm.bodies import read_body
 
 LOOK_S = 2.0
+LONGEST_PAGE = 4 * 2**20
 _SAMPLE = re.compile(r"^(?P<name>[\w:]+)(?:\{[^}]*\})? (?P<value>[-+.\deE]+)", re.MULTILINE)
 
 
@@ -44,7 +46,8 @@ async def read_queue(http: aiohttp.ClientSession, base_url: str) -> Queue | None
     """A server's load; None when it has no such page. Raises what aiohttp raises when it does not answer."""
     timeout = aiohttp.ClientTimeout(total=LOOK_S)
     async with http.get(_page(base_url), timeout=timeout, allow_redirects=False) as response:
-        sums = _sums(await response.text(errors="replace")) if response.status == 200 else {}
+        page = await read_body(response, LONGEST_PAGE) if response.status == 200 else b""
+    sums = _sums(page.decode(errors="replace"))
     if "vllm:generation_tokens_total" not in sums:
         return None
     return Queue(sums.get("vllm:num_requests_waiting", 0.0), sums["vllm:generation_tokens_total"])

@@ -1,12 +1,24 @@
-"""A Postgres of the fault tests' own, whatever the other tests do to theirs, and runs as processes."""
+"""Fault tests: a Postgres of their own, runs as processes, and a line with the figure that each test is about."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.nemesis import Foreman
-from tests.integration.conftest import home, ledger  # noqa: F401 - fixtures; this folder gets servers of its own
+from tests.integration.conftest import home, ledger, run_id
+
+__all__ = ["home", "ledger", "run_id"]  # fixtures
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print a test's figure; `pytest -rP` or `-s` shows it."""
+
+    def say(figure: str) -> None:
+        print(f"\n{request.node.name}: {figure}")
+
+    return say
 
 
 @pytest.fixture(scope="module")

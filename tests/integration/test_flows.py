@@ -20,6 +20,7 @@ from infra.db.store import answers, bundles, runs
 from infra.db.store.answers import StoredQuarantine
 from infra.db.store.runs import RunRecord
 from infra.llm.scripted import Rule, Script, ScriptedServer
+from infra.replaying import replay
 from infra.stack import Stack
 from tests.integration import scripted_workloads
 from tests.integration.scripted_workloads import BROKEN, RULES, Count, Ran, Written, diagnosed, spent
@@ -162,6 +163,13 @@ def test_the_same_workload_again_sends_nothing_and_makes_the_same_bundle(
     assert sum(part.calls for part in spent(repeated.id)) == 0
     assert sum(part.cached for part in spent(repeated.id)) > 0
     assert champion(workload).hash == first.bundle_hash
+
+
+def test_what_was_just_decided_is_decided_again_in_the_same_way(workload: Written, optimized: Ran, routed: Ran) -> None:
+    for run in (optimized, routed):
+        found = replay(run.id, workload.folder)
+        assert found.seen.first is None
+        assert (found.unproven, found.notes, found.recorded_code) == (0, [], found.code)
 
 
 def test_mlflow_shows_the_run_with_links_dataset_steps_figures_and_the_champion(

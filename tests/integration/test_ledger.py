@@ -22,6 +22,7 @@ from infra.db.session import engine_for, migrate, transaction
 from infra.db.store import answers, calls, datasets, runs
 from infra.db.store.answers import StoredAnswer, StoredQuarantine
 from infra.db.tables import AnswerRow, AttemptRow, Base, CompletionRow
+from infra.snapshots import take_snapshot
 from tests.integration.begun_runs import open_run
 
 VERSION = "select version_num from alembic_version"
@@ -179,11 +180,10 @@ def record(n: int) -> Record:
 @pytest.fixture
 def snapshot(ledger: str) -> str:
     """A stored dataset version of five records and a bad row."""
-    version = uuid.uuid4().hex * 2
-    bad = [BadRow(Place("rows.jsonl", 6, field="text"), "is missing", "{}")]
-    with transaction() as db:
-        assert datasets.save_version(db, version, uri="rows.jsonl", records=[record(n) for n in range(5)], bad=bad)
-        assert not datasets.save_version(db, version, uri="elsewhere", records=[record(9)], bad=[])
+    bad = BadRow(Place(f"{uuid.uuid4()}.jsonl", 6, field="text"), "is missing", "{}")
+    rows = [*(record(n) for n in range(5)), bad]
+    version, new = take_snapshot(open_run(), rows, uri="rows.jsonl", splits=[Split.TEST], max_rows=None)
+    assert new
     return version
 
 

@@ -31,10 +31,11 @@ ROWS = 90
 
 @pytest.fixture
 def slow(running: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Written]:
-    """A workload of its own whose models take their time."""
-    small = Script(model="small", rules=RULES, latency_s=0.3, noise=0.25, seed=1)
-    large = Script(model="large", rules=RULES, latency_s=0.3, seed=2)
-    name = request.node.name.removeprefix("test_").replace("_", "-")[:40].rstrip("-")
+    """A workload of its own whose models take their time: the parameter, in seconds."""
+    latency_s = getattr(request, "param", 0.3)
+    small = Script(model="small", rules=RULES, latency_s=latency_s, noise=0.25, seed=1)
+    large = Script(model="large", rules=RULES, latency_s=latency_s, seed=2)
+    name = request.node.originalname.removeprefix("test_").replace("_", "-")[:40].rstrip("-")
     with ScriptedServer(small) as cheap, ScriptedServer(large) as strong:
         yield scripted_workloads.write(tmp_path / "slow", name=name, cheap=cheap, strong=strong, rows=ROWS)
 
@@ -188,6 +189,7 @@ def test_a_budget_pauses_the_run_before_it_is_crossed(slow: Written) -> None:
     completes_with_the_rest(slow, run_id)
 
 
+@pytest.mark.parametrize("slow", [4.0], indirect=True)
 def test_a_second_start_is_refused_and_the_first_goes_on(slow: Written) -> None:
     first = begun(slow)
     with pytest.raises(RunUnderWay):

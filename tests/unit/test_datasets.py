@@ -1,16 +1,17 @@
 """Datasets: what a record is, which split it falls into, and why a row is refused."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from domain.canonical import digest
 from domain.datasets import (
     DEEPEST,
     BadRow,
+    Reader,
     Record,
     Split,
-    read_record,
-    separate_duplicates,
+    duplicate,
     split_of,
     version_hash,
 )
@@ -24,7 +25,7 @@ GOOD = {"id": "a", "text": "hello", "extra": 1, "label": "card"}
 
 
 def read(**changes: object) -> Record | BadRow:
-    return read_record(GOOD | changes, PLACE, dataset=DATASET, labelled=True)
+    return Reader(DATASET, labelled=True).read(GOOD | changes, PLACE)
 
 
 def record(record_id: str, *, line: int = 1, text: str = "t") -> Record:
@@ -47,9 +48,9 @@ def test_a_good_row_becomes_a_record_with_inputs_and_gold_by_output_field() -> N
 
 def test_an_incoming_row_needs_no_gold_and_belongs_to_no_labelled_split() -> None:
     raw = {"id": 3, "text": "hello", "extra": None, "label": None}
-    refused = read_record(raw, PLACE, dataset=DATASET, labelled=False)
+    refused = Reader(DATASET, labelled=False).read(raw, PLACE)
     assert isinstance(refused, BadRow)
-    found = read_record(raw | {"extra": 0}, PLACE, dataset=DATASET, labelled=False)
+    found = Reader(DATASET, labelled=False).read(raw | {"extra": 0}, PLACE)
     assert isinstance(found, Record)
     assert (found.record_id, found.gold, found.split) == ("3", None, Split.INCOMING)
 
@@ -78,7 +79,7 @@ def test_a_value_that_cannot_be_used_is_refused_by_field_and_reason(column: str,
 @pytest.mark.parametrize("column", ["id", "text", "extra", "label"])
 def test_a_missing_column_is_refused_by_name(column: str) -> None:
     raw = {key: value for key, value in GOOD.items() if key != column}
-    found = read_record(raw, PLACE, dataset=DATASET, labelled=True)
+    found = Reader(DATASET, labelled=True).read(raw, PLACE)
     assert isinstance(found, BadRow)
     assert (found.place.field, found.reason) == (column, "is missing")
 
@@ -108,11 +109,11 @@ def test_an_id_is_read_as_text_and_never_changed(value: object, text: str) -> No
 def test_nesting_is_refused_before_it_can_break_anything_that_recurses() -> None:
     roomy = DATASET.model_copy(update={"max_row_bytes": 100_000})
     raw = {depth: GOOD | {"extra": nested(depth)} for depth in (DEEPEST, DEEPEST + 1, 100_000)}
-    deepest = read_record(raw[DEEPEST], PLACE, dataset=roomy, labelled=True)
+    deepest = Reader(roomy, labelled=True).read(raw[DEEPEST], PLACE)
     assert isinstance(deepest, Record)
     assert len(deepest.key) == 64
     for depth in (DEEPEST + 1, 100_000):
-        found = read_record(raw[depth], PLACE, dataset=roomy, labelled=True)
+        found = Reader(roomy, labelled=True).read(raw[depth], PLACE)
         assert isinstance(found, BadRow)
         assert "nested" in found.reason
         assert len(found.excerpt) <= 200
@@ -138,12 +139,32 @@ def test_a_long_id_counts_against_the_limit_too() -> None:
     assert len(found.excerpt) <= 200
 
 
-def test_of_rows_with_one_id_the_first_stays_and_the_others_name_it() -> None:
-    rows = [record("a", line=1), record("b", line=2), record("a", line=3, text="other"), record("a", line=4)]
-    kept, bad = separate_duplicates(rows)
-    assert [r.place.line for r in kept] == [1, 2]
-    assert [(b.place.line, b.place.field) for b in bad] == [(3, "id"), (4, "id")]
-    assert all("x.jsonl:1" in b.reason for b in bad)
+def test_a_row_whose_id_was_used_names_the_row_that_used_it_and_stays_short() -> None:
+    bad = duplicate("a", PLACE, first=Place("x.jsonl", 1))
+    assert (bad.place, bad.reason) == (Place("x.jsonl", 7, field="id"), "'a' was already used at x.jsonl:1")
+    assert len(duplicate("a" * 100_000, PLACE, first=PLACE).reason) < 300
+
+
+VALUES = st.recursive(
+    st.integers(-(10**30), 10**30) | st.floats(-1e300, 1e300) | st.text(min_size=1, max_size=9) | st.booleans(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@EXAMPLES
+@given(st.text(min_size=1), VALUES, VALUES, VALUES, st.booleans())
+def test_the_key_made_while_reading_is_that_of_the_record(
+    record_id: str, text: object, extra: object, label: object, labelled: bool
+) -> None:
+    wide = Dataset(
+        uri="x", inputs=("text", 'b"é', "a"), gold={"z": "label", "c": "text", "é": "label"}, max_row_bytes=100_000
+    )
+    raw = {"id": record_id, "text": text, 'b"é': extra, "a": extra, "label": label}
+    found = Reader(wide, labelled=labelled).read(raw, PLACE)
+    assume(isinstance(found, Record))
+    assert isinstance(found, Record)
+    assert found.key == Record(found.record_id, found.inputs, found.gold, found.split, found.place).key
+    assert found.key == digest({"id": found.record_id, "inputs": found.inputs, "gold": found.gold})
 
 
 ids = st.lists(st.text(min_size=1, max_size=12), max_size=40, unique=True)
@@ -181,6 +202,7 @@ def test_a_record_is_named_by_what_it_says_and_not_by_where_it_stands() -> None:
 
 def test_a_version_is_named_by_its_rows_in_their_order_and_by_its_bad_rows() -> None:
     a, b, bad = record("a"), record("b"), BadRow(PLACE, "is empty", "")
-    versions = {version_hash(r, w) for r, w in (([a, b], []), ([b, a], []), ([a], []), ([a, b], [bad]))}
-    assert len(versions) == 4
-    assert version_hash([a, b], [bad]) == version_hash([record("a", line=5), b], [bad])
+    rows = (([a, b], []), ([b, a], []), ([a], []), ([a, b], [bad]), ([a], [b]), ([], [a, b]))
+    versions = {version_hash((r.key for r in good), (w.key for w in wrong)) for good, wrong in rows}
+    assert len(versions) == 6
+    assert version_hash([a.key, b.key], [bad.key]) == version_hash([record("a", line=5).key, b.key], [bad.key])

@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from domain.confidences import LabelPrior, decide
-from domain.errors import ModelUnavailable, Place, RequestRefused
+from domain.errors import ModelUnavailable, Place, PromptTooLong, RequestFailed, RequestRefused, RequestTimedOut
 from domain.ledgers import OutcomeClass, reconcile
 from domain.prompts import baseline
 from domain.requests import Request, Usage, row_request
@@ -37,6 +37,8 @@ PROMPT = baseline("Sort the message.", input_fields=("text",), schema=SCHEMA)
 TIER = Tier(model="scripted", usd_per_million=Prices(input=1, output=1))
 SCRIPT = Script(rules=(Rule(pattern="loan", label="loan"),))
 ANSWERED, GARBLED, UNAVAILABLE = OutcomeClass.ANSWERED, OutcomeClass.GARBLED, OutcomeClass.UNAVAILABLE
+FAILED, LOST, STALLED, THROTTLED = OutcomeClass.FAILED, OutcomeClass.LOST, OutcomeClass.STALLED, OutcomeClass.THROTTLED
+PATIENCE_S = 60.0
 
 
 def ask(text: str = "a loan", tier: Tier = TIER) -> Request:
@@ -48,6 +50,7 @@ def send(
     *requests: Request,
     in_flight: int = 4,
     deadline_s: float = 20,
+    patience_s: float = PATIENCE_S,
     key: str | None = None,
     pauses: list[float] | None = None,
 ) -> list[Reply]:
@@ -56,7 +59,9 @@ def send(
             pauses.append(seconds)
 
     async def run() -> list[Reply]:
-        opened = Gateway(urls, api_key=key, in_flight=in_flight, deadline_s=deadline_s, sleep=no_pause)
+        opened = Gateway(
+            urls, api_key=key, in_flight=in_flight, deadline_s=deadline_s, patience_s=patience_s, sleep=no_pause
+        )
         async with opened as gateway:
             return list(await asyncio.gather(*(gateway.send(request) for request in requests)))
 
@@ -130,34 +135,49 @@ def test_a_passing_failure_is_tried_again_after_a_growing_pause(status: int) -> 
     with ScriptedServer(script(Fault(kind="status", status=status, first=2))) as server:
         (reply,) = send([server.base_url], ask(), pauses=pauses)
         assert server.calls.requests == 3
-    assert outcomes(reply) == [UNAVAILABLE, UNAVAILABLE, ANSWERED]
-    assert pauses == [0.5, 1.0]
+    passing = THROTTLED if status in (429, 503) else FAILED
+    assert outcomes(reply) == [passing, passing, ANSWERED]
+    assert 0.25 <= pauses[0] <= 0.5 <= pauses[1] <= 1.0
     assert (reply.tries[0].usage, reply.tries[2].usage.prompt > 0) == (Usage(), True)
     assert f"HTTP {status}: " in (reply.tries[0].detail or "")
 
 
 @pytest.mark.parametrize(
     ("header", "pause"),
-    [("7", 7.0), ("0", 0.0), ("3600", LONGEST_PAUSE_S), ("9" * 400, LONGEST_PAUSE_S)]
-    + [(header, 0.5) for header in ("soon", "-5", "\u00b2", "1e9", "Wed, 21 Oct 2099 07:28:00 GMT")],
+    [("7", 7.0), ("0", 0.0), ("3600", PATIENCE_S), ("9" * 400, PATIENCE_S)]
+    + [(header, None) for header in ("soon", "-5", "\u00b2", "1e9", "Wed, 21 Oct 2099 07:28:00 GMT")],
 )
-def test_the_pause_is_the_one_the_server_asked_for_within_reason(header: str, pause: float) -> None:
+def test_the_pause_is_the_one_the_server_asked_for_within_reason(header: str, pause: float | None) -> None:
     pauses: list[float] = []
     fault = Fault(kind="status", status=429, first=1, retry_after=header)
     with ScriptedServer(script(fault)) as server:
         (reply,) = send([server.base_url], ask(), pauses=pauses)
     assert reply.completion is not None
-    assert pauses == [pause]
+    assert pauses == [pause] if pause is not None else 0.25 <= pauses[0] <= 0.5
 
 
 def test_after_the_last_try_the_error_is_in_the_reply_and_can_be_retried_later() -> None:
     pauses: list[float] = []
-    with ScriptedServer(script(Fault(kind="status", status=503))) as server:
+    with ScriptedServer(script(Fault(kind="status", status=500))) as server:
         (reply,) = send([server.base_url], ask(), pauses=pauses)
-        assert server.calls.requests == MAX_TRIES
-    assert (reply.completion, len(pauses)) == (None, MAX_TRIES - 1)
-    assert isinstance(reply.error, ModelUnavailable)
-    assert reply.error.retryable
+        assert server.calls.requests == MOST[FAILED]
+    assert (reply.completion, len(pauses)) == (None, MOST[FAILED] - 1)
+    assert isinstance(reply.error, RequestFailed)
+
+
+def test_a_server_that_fails_on_everything_is_to_blame_and_no_row_is() -> None:
+    with ScriptedServer(script(Fault(kind="status", status=500))) as server:
+        replies = send([server.base_url], *(ask(f"message {n}") for n in range(8)), in_flight=8, patience_s=1.5)
+    assert all(reply.completion is None for reply in replies)
+    assert any(isinstance(reply.error, ModelUnavailable) for reply in replies)
+
+
+def test_not_now_is_waited_out_while_others_are_answered_and_not_for_ever() -> None:
+    with ScriptedServer(script(Fault(kind="status", status=503, match="3"))) as server:
+        replies = send([server.base_url], *(ask(f"message {n}") for n in range(5)), patience_s=0.2)
+    assert [reply.completion is None for reply in replies] == [False, False, False, True, False]
+    assert isinstance(replies[3].error, ModelUnavailable)
+    assert set(outcomes(replies[3])) == {THROTTLED}
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
@@ -187,7 +207,7 @@ def test_garbage_is_never_believed_and_the_next_try_is(name: str) -> None:
     with ScriptedServer(script(Fault(kind="garbage", garbage=name, first=1))) as server:
         (reply,) = send([server.base_url], ask())
     first, last = outcomes(reply)
-    assert first is (UNAVAILABLE if name in WIRES else GARBLED)
+    assert first is (LOST if name in WIRES else GARBLED)
     assert last is ANSWERED
     assert reply.tries[0].usage == Usage()
 
@@ -208,21 +228,31 @@ def test_a_server_that_does_not_finish_in_time_is_given_up_and_asked_again(kind:
     fault = Fault.model_validate({"kind": kind, "first": 1, "seconds": 0.2})
     with ScriptedServer(script(fault)) as server:
         (reply,) = send([server.base_url], ask(), deadline_s=0.5)
-    assert outcomes(reply) == [OutcomeClass.TIMEOUT, ANSWERED]
-    assert "did not answer within 0.5 s" in (reply.tries[0].detail or "")
+    assert outcomes(reply) == [STALLED, ANSWERED]
+    assert "answered nothing for 0.25 s" in (reply.tries[0].detail or "")
+
+
+def test_a_row_that_is_not_answered_while_others_are_runs_out_of_its_own_time() -> None:
+    fault = Fault.model_validate({"kind": "hang", "match": "number 0", "seconds": 30})
+    with ScriptedServer(script(fault, latency_s=0.05)) as server:
+        texts = [ask(f"message number {n}") for n in range(100)]
+        first, *others = send([server.base_url], *texts, in_flight=2, deadline_s=1.0)
+    assert outcomes(first) == [OutcomeClass.TIMEOUT]
+    assert isinstance(first.error, RequestTimedOut)
+    assert all(reply.completion for reply in others)
 
 
 def test_a_connection_that_is_cut_is_opened_again() -> None:
     with ScriptedServer(script(Fault(kind="reset", first=2))) as server:
         (reply,) = send([server.base_url], ask())
-    assert outcomes(reply) == [UNAVAILABLE, UNAVAILABLE, ANSWERED]
+    assert outcomes(reply) == [LOST, LOST, ANSWERED]
 
 
 def test_a_server_that_is_gone_is_named_in_the_error() -> None:
     with ScriptedServer(SCRIPT) as gone:
         pass
-    (reply,) = send([gone.base_url], ask())
-    assert outcomes(reply) == [UNAVAILABLE] * MAX_TRIES
+    (reply,) = send([gone.base_url], ask(), patience_s=1.0)
+    assert set(outcomes(reply)) == {UNAVAILABLE}
     assert isinstance(reply.error, ModelUnavailable)
     assert gone.base_url in reply.error.message
 
@@ -288,7 +318,7 @@ async def test_a_body_without_end_is_cut_off() -> None:
     sent: list[int] = []
 
     async def pour(request: web.Request) -> web.StreamResponse:
-        if sent:
+        if sent or request.method == "GET":
             return web.Response(status=422)
         response = web.StreamResponse()
         await response.prepare(request)
@@ -301,6 +331,37 @@ async def test_a_body_without_end_is_cut_off() -> None:
         reply = await gateway.send(ask())
     assert reply.tries[0].outcome is GARBLED
     assert LONGEST_ANSWER <= sum(sent) < 2 * LONGEST_ANSWER
+
+
+async def test_a_prompt_that_the_model_has_no_room_for_is_not_sent_and_its_length_is_said() -> None:
+    sent: list[str] = []
+
+    async def vllm(request: web.Request) -> web.Response:
+        sent.append(request.path)
+        if request.path == "/v1/models":
+            return web.json_response({"data": [{"id": TIER.model, "max_model_len": 100}]})
+        return web.json_response({"count": 95 if request.path == "/tokenize" else None})
+
+    async with served(vllm) as url, Gateway([url], api_key=None, in_flight=1, deadline_s=5) as gateway:
+        reply = await gateway.send(ask("word " * 20))
+    assert isinstance(reply.error, PromptTooLong)
+    assert "95 tokens" in reply.error.message
+    assert (reply.tries, sent) == ((), ["/v1/models", "/tokenize"])
+
+
+async def test_a_window_narrows_when_the_server_says_not_now_and_widens_again() -> None:
+    crowded = script(Fault(kind="status", status=429, first=1), latency_s=0.01)
+    async with (
+        ScriptedServer(crowded) as server,
+        Gateway([server.base_url], api_key=None, in_flight=32, deadline_s=5) as gateway,
+    ):
+        (worker,) = gateway.fleet.workers
+        before = worker.window
+        await gateway.send(ask("one"))
+        narrow = worker.window
+        await asyncio.gather(*(gateway.send(ask(f"message {n}")) for n in range(60)))
+        assert (before, narrow < before, worker.window > narrow) == (8, True, True)
+        assert server.calls.max_in_flight <= 32
 
 
 async def test_what_a_failing_server_says_can_be_stored_whatever_bytes_it_holds() -> None:

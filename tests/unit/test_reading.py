@@ -3,17 +3,22 @@
 import gzip
 import json
 import math
+import os
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import polars
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from domain.datasets import BadRow, Record, read_record
+from domain.datasets import BadRow, Reader, Record
 from domain.errors import DatasetError, Place
 from domain.workloads import Dataset
-from infra.reading import LONGEST_LINE, ReadRow, read_rows
+from infra.reading import LONGEST_LINE, PARQUET_ROWS, ReadRow, read_rows
 
-DATASET = Dataset(uri="x", inputs=("text",), gold={"topic": "topic"})
+DATASET = Dataset(uri="x", inputs=("text",), gold={"topic": "topic"}, max_row_bytes=8_000)
 GOOD = b'{"id": "good-1", "text": "caf\xc3\xa9", "topic": "card"}\n'
 LAST = b'{"id": "good-2", "text": "last", "topic": "loan"}\n'
 
@@ -21,8 +26,9 @@ LAST = b'{"id": "good-2", "text": "last", "topic": "loan"}\n'
 def records_of(folder: Path, uri: str, *, dataset: Dataset = DATASET) -> tuple[list[Record], list[BadRow]]:
     records: list[Record] = []
     bad: list[BadRow] = []
+    reader = Reader(dataset, labelled=True)
     for row in read_rows(uri, folder):
-        found = row if isinstance(row, BadRow) else read_record(row.raw, row.place, dataset=dataset, labelled=True)
+        found = row if isinstance(row, BadRow) else reader.read(row.raw, row.place)
         (bad if isinstance(found, BadRow) else records).append(found)
     return records, bad
 
@@ -250,6 +256,80 @@ def test_the_same_rows_are_the_same_records_in_every_format(tmp_path: Path) -> N
     keys = [[r.key for r in records_of(tmp_path, f"rows.{kind}")[0]] for kind in ("jsonl", "csv", "parquet")]
     assert keys[0] == keys[1] == keys[2]
     assert len(keys[0]) == 2
+
+
+TEXTS = st.sampled_from(
+    ['"a"', '"b"', '"a:b"', '"\\\\"', '"\\":"', '"x\\\\":"', '" : "', '"{\\"k\\":1}"', '"é :"', '"\\u0061"', '""']
+)
+SMALL_NUMBERS = ["0", "-0", "1.5", "1e5", "-0.0", "1e30", "1E400", "NaN", "true", "null", "9223372036854775807"]
+LONG_NUMBERS = ["9223372036854775808", "-9223372036854775809", "18446744073709551615", "18446744073709551616", "9" * 30]
+NUMBERS = st.sampled_from(SMALL_NUMBERS + LONG_NUMBERS)
+GAPS = st.sampled_from(["", "", "", " ", "\t", " \r "])
+
+
+def _object(items: list[tuple[str, str, str, str]]) -> str:
+    return "{" + ",".join(f"{key}{before}:{after}{value}" for key, before, after, value in items) + "}"
+
+
+VALUES = st.recursive(
+    TEXTS | NUMBERS,
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda some: f"[{','.join(some)}]")
+        | st.lists(st.tuples(TEXTS, GAPS, GAPS, inner), max_size=4).map(_object)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=600, deadline=None, database=None, derandomize=True)
+@given(st.lists(st.tuples(TEXTS, GAPS, GAPS, VALUES), max_size=4).map(_object))
+def test_the_fast_parser_says_what_the_strict_one_says(folder_of_one: Path, line: str) -> None:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError
+        return dict(pairs)
+
+    def finite(digits: str) -> float:
+        if not math.isfinite(number := float(digits)):
+            raise ValueError
+        return number
+
+    try:
+        wanted = json.loads(line, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+    except ValueError:
+        wanted = None
+    (row,) = read_rows(written(folder_of_one, "rows.jsonl", line.encode()), folder_of_one)
+    assert isinstance(row, BadRow if wanted is None else ReadRow)
+    if isinstance(row, ReadRow):
+        assert repr(row.raw) == repr(wanted)  # also 1 and 1.0, 0.0 and -0.0 differ
+
+
+@pytest.fixture(scope="module")
+def folder_of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("one")
+
+
+def test_a_parquet_file_is_read_in_pieces_and_its_rows_are_counted_through(tmp_path: Path) -> None:
+    count = 3 * PARQUET_ROWS + 1
+    frame = polars.DataFrame({"id": range(count), "text": ["x"] * (count - 1) + [""], "topic": ["card"] * count})
+    frame.write_parquet(tmp_path / "rows.parquet")
+    records, bad = records_of(tmp_path, "rows.parquet")
+    assert [record.place.line for record in records] == list(range(1, count))
+    assert [row.place.line for row in bad] == [count]
+
+
+def test_values_that_json_has_no_type_for_are_read_as_text(tmp_path: Path) -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    frame = polars.DataFrame({"id": [1], "text": [moment], "topic": [Decimal("1.50")]})
+    frame.write_parquet(tmp_path / "rows.parquet")
+    (found,), _ = records_of(tmp_path, "rows.parquet")
+    assert (found.inputs, found.gold) == ({"text": "2026-01-02 03:04:05+00:00"}, {"topic": "1.50"})
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")).write_bytes(GOOD)
+    with pytest.raises(DatasetError, match="name is not UTF-8"):
+        list(read_rows("*.jsonl", tmp_path))
 
 
 def test_rows_are_read_one_at_a_time(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Dataset versions and their records."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -8,50 +7,7 @@ from sqlalchemy.orm import Session
 
 from domain.datasets import BadRow, Record, Split
 from domain.errors import Place
-from infra.db.store.writing import add
-from infra.db.tables import BadRowRow, DatasetVersionRow, RecordRow
-
-
-def save_version(db: Session, version: str, *, uri: str, records: Sequence[Record], bad: Sequence[BadRow]) -> bool:
-    """Store a snapshot; False when this version is there already, and then nothing is written."""
-    if db.get(DatasetVersionRow, version) is not None:
-        return False
-    add(db, DatasetVersionRow, [{"hash": version, "uri": uri, "records": len(records), "bad_rows": len(bad)}])
-    add(
-        db,
-        RecordRow,
-        (
-            {
-                "dataset_version": version,
-                "key": record.key,
-                "ordinal": ordinal,
-                "record_id": record.record_id,
-                "split": record.split,
-                "inputs": record.inputs,
-                "gold": record.gold,
-                "file": record.place.file,
-                "line": record.place.line,
-            }
-            for ordinal, record in enumerate(records)
-        ),
-    )
-    add(
-        db,
-        BadRowRow,
-        (
-            {
-                "dataset_version": version,
-                "key": row.key,
-                "file": row.place.file,
-                "line": row.place.line,
-                "field": row.place.field,
-                "reason": row.reason,
-                "excerpt": row.excerpt,
-            }
-            for row in bad
-        ),
-    )
-    return True
+from infra.db.tables import BadRowRow, RecordRow, RunRow, RunRowRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +30,30 @@ def load_records(
         .offset(first)
         .limit(limit)
     )
-    return [_stored(row) for row in db.scalars(query)]
+    return [stored_record(row) for row in db.scalars(query)]
 
 
-def _stored(row: RecordRow) -> StoredRecord:
+def load_run_rows(db: Session, run_id: str, first: int, last: int) -> list[StoredRecord]:
+    """A run's own rows at positions `first` to `last` - 1, in their order."""
+    query = (
+        select(RecordRow)
+        .join(RunRowRow, RunRowRow.record_key == RecordRow.key)
+        .join(RunRow, (RunRow.id == RunRowRow.run_id) & (RunRow.dataset_version == RecordRow.dataset_version))
+        .where(RunRowRow.run_id == run_id, RunRowRow.position >= first, RunRowRow.position < last)
+        .order_by(RunRowRow.position)
+    )
+    return [stored_record(row) for row in db.scalars(query)]
+
+
+def stored_record(row: RecordRow) -> StoredRecord:
+    """A row of the table as the domain knows it."""
     record = Record(
         record_id=row.record_id,
         inputs=row.inputs,
         gold=row.gold,
         split=Split(row.split),
         place=Place(row.file, row.line),
+        key=row.key,
     )
     return StoredRecord(key=row.key, ordinal=row.ordinal, record=record)
 
@@ -92,6 +62,11 @@ def load_bad_rows(db: Session, version: str) -> list[BadRow]:
     """The rows of a snapshot that cannot be used."""
     rows = db.scalars(select(BadRowRow).where(BadRowRow.dataset_version == version))
     return [BadRow(Place(row.file, row.line, field=row.field), row.reason, row.excerpt) for row in rows]
+
+
+def count_bad_rows(db: Session, version: str) -> int:
+    """Rows of a snapshot that cannot be used."""
+    return db.scalar(select(func.count()).where(BadRowRow.dataset_version == version)) or 0
 
 
 def split_sizes(db: Session, version: str) -> dict[Split, int]:

@@ -59,7 +59,7 @@ def load_records(db: Session, version: str, keys: Sequence[str]) -> list[StoredR
 def _record(
     key: str, ordinal: int, record_id: str, inputs: Json, gold: Json | None, split: str, file: str, line: int | None
 ) -> StoredRecord:
-    return StoredRecord(key, ordinal, Record(record_id, inputs, gold, Split(split), Place(file, line)))
+    return StoredRecord(key, ordinal, Record(record_id, inputs, gold, Split(split), Place(file, line), key))
 
 
 def note_deployment(db: Session, run_id: str, tier: TierName, deployment: str) -> None:
@@ -73,7 +73,8 @@ REUSE = text(
     WITH reused AS (
         INSERT INTO answers (run_id, tier, record_key, request_hash, output, confidence, reasks, tokens, usd, failed)
         SELECT DISTINCT ON (a.record_key)
-               CAST(:run_id AS varchar), a.tier, a.record_key, a.request_hash, a.output, a.confidence, a.reasks, a.tokens, a.usd, NULL
+               CAST(:run_id AS varchar), a.tier, a.record_key, a.request_hash,
+               a.output, a.confidence, a.reasks, a.tokens, a.usd, NULL
         FROM run_deployments d JOIN answers a ON a.run_id = d.run_id AND a.tier = d.tier
         WHERE d.deployment = :deployment AND d.tier = CAST(:tier AS varchar) AND d.run_id <> CAST(:run_id AS varchar)
           AND a.record_key = ANY (:keys) AND a.failed IS NULL
@@ -83,7 +84,8 @@ REUSE = text(
     ), counted AS (
         INSERT INTO attempts (attempt_id, run_id, stage, tier, record_key, request_hash, number, cached,
                               prompt_tokens, completion_tokens, cached_tokens, seconds, usd, worker, outcome)
-        SELECT CAST(md5(run_id || tier || record_key) AS uuid), run_id, 'generate', tier, record_key, request_hash, 0, true,
+        SELECT CAST(md5(run_id || tier || record_key) AS uuid),
+               run_id, 'generate', tier, record_key, request_hash, 0, true,
                tokens, 0, 0, 0, usd, 'ledger', 'answered'
         FROM reused
         ON CONFLICT DO NOTHING

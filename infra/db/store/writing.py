@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any, LiteralString, cast
 
 import orjson
 import psycopg
@@ -16,7 +16,8 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.errors import CharacterNotInRepertoire, UntranslatableCharacter
 from psycopg.pq import Format
-from sqlalchemy import Connection
+from psycopg.sql import SQL, Composed, Identifier
+from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
@@ -55,8 +56,9 @@ def copy_new(db: Session, table: type[Base], rows: Iterable[Row]) -> int:
     """Insert rows by COPY; those whose key exists already, or came earlier in `rows`, stay as they are.
 
     Returns how many rows were inserted. `rows` are read one at a time and may not use `db` themselves; each must have
-    the columns of the first, and columns that are not given get their default. Raises ValueError for a row that Postgres
-    could not hold as it is (a NUL character, NaN in JSON), and SQLAlchemy's DBAPIError as any statement does.
+    the columns of the first, and columns that are not given get their default. JSONB holds numbers by their digits: a
+    float of 1e16 or more comes back as an integer. Raises ValueError for a row that Postgres could not hold (a NUL
+    character, half of a surrogate pair, NaN in JSON), and SQLAlchemy's DBAPIError as any statement does.
     """
     return _copy(db, table, rows, overwrite=False)
 
@@ -64,33 +66,22 @@ def copy_new(db: Session, table: type[Base], rows: Iterable[Row]) -> int:
 def copy_over(db: Session, table: type[Base], rows: Iterable[Row]) -> int:
     """Insert rows by COPY; those whose key exists already are overwritten, and the last of a key in `rows` wins.
 
-    Returns how many rows were inserted or changed: a row that stands there as it is counts as nothing. Otherwise as
-    `copy_new`.
+    Returns how many rows were inserted or changed; a row that stands there just so is not written again. For a table
+    with columns beside its key, and otherwise as `copy_new`.
     """
     return _copy(db, table, rows, overwrite=True)
 
 
 def _copy(db: Session, table: type[Base], rows: Iterable[Row], *, overwrite: bool) -> int:
-    iterator = iter(rows)
-    first = next(iterator, None)
+    first, rows = _peeked(rows)
     if first is None:
         return 0
     way = _way(table, tuple(first))
-    connection = db.connection()
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with _translated(connection, way), driver.cursor() as cursor:
+    with _cursor(db, way.copy) as cursor:
         cursor.execute(way.stage)
         if _holds(cursor, way.is_used):  # only after an earlier call in this transaction; TRUNCATE takes milliseconds
             cursor.execute(way.empty)
-        cursor.adapters.register_dumper(_Json, _Json)
-        cursor.adapters.register_dumper(_UuidText, _UuidText)
-        with cursor.copy(way.copy) as copy:
-            copy.set_types(way.types)
-            values, width = way.values, len(way.types)
-            for row in chain((first,), iterator):
-                if len(row) != width:
-                    raise ValueError(f"a row for {way.table} has other columns than the first: {sorted(row)}")
-                copy.write_row(values(row))
+        _pour(cursor, way.copy, rows)
         if not overwrite:
             cursor.execute(way.insert_new)
         elif _holds(cursor, way.has_twins):
@@ -100,21 +91,57 @@ def _copy(db: Session, table: type[Base], rows: Iterable[Row], *, overwrite: boo
         return cursor.rowcount
 
 
-def _holds(cursor: psycopg.Cursor[Any], question: bytes) -> bool:
+def copy_into(db: Session, table: Table, rows: Iterable[Row]) -> int:
+    """COPY rows into a table of the transaction's own, where no key is in the way; returns how many. As `copy_new`."""
+    first, rows = _peeked(rows)
+    if first is None:
+        return 0
+    copy = _copying(table, tuple(first), into=table.name)
+    with _cursor(db, copy) as cursor:
+        _pour(cursor, copy, rows)
+        return cursor.rowcount
+
+
+def _peeked(rows: Iterable[Row]) -> tuple[Row | None, Iterator[Row]]:
+    iterator = iter(rows)
+    first = next(iterator, None)
+    return first, iterator if first is None else chain((first,), iterator)
+
+
+def _pour(cursor: "psycopg.Cursor[Any]", copying: "_Copying", rows: Iterator[Row]) -> None:
+    cursor.adapters.register_dumper(_Json, _Json)
+    cursor.adapters.register_dumper(_UuidText, _UuidText)
+    with cursor.copy(copying.statement) as copy:
+        copy.set_types(copying.types)
+        values, width = copying.values, len(copying.types)
+        for row in rows:
+            if len(row) != width:
+                raise ValueError(f"a row for {copying.table} has other columns than the first: {sorted(row)}")
+            copy.write_row(values(row))
+
+
+def _holds(cursor: "psycopg.Cursor[Any]", question: bytes) -> bool:
     return cast("tuple[bool]", cursor.execute(question).fetchone())[0]
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """How rows with certain columns get into a table: the statements, the column types, the values of a row."""
+class _Copying:
+    """COPY of certain columns: the statement, the columns' types, the values of a row in their order."""
 
     table: str
+    statement: bytes
     types: tuple[str, ...]
     values: Callable[[Row], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How rows with certain columns get into a table by a temporary one."""
+
     stage: bytes
     is_used: bytes
     empty: bytes
-    copy: bytes
+    copy: _Copying
     insert_new: bytes
     has_twins: bytes
     insert_over: bytes
@@ -122,44 +149,62 @@ class _Way:
 
 
 @cache
+def _copying(table: Table, names: tuple[str, ...], *, into: str) -> _Copying:
+    statement = SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(Identifier(into), _listed(names))
+    types = tuple(_type_name(table, column) for column in names)
+    return _Copying(table.name, statement.as_bytes(), types, _values(names))
+
+
+@cache
 def _way(table: type[Base], names: tuple[str, ...]) -> _Way:
-    # Names of tables and columns are ours, never a user's; none needs quotes.
     name = table.__tablename__
-    columns, keys = ", ".join(names), ", ".join(column.name for column in table.__table__.primary_key)
-    staged = f"staged_{name}"
-    others = [column for column in names if column not in table.__table__.primary_key]
-    changed = ", ".join(f"{column} = excluded.{column}" for column in others)
-    before, after = (", ".join(f"{of}.{column}" for column in others) for of in (name, "excluded"))
-    # What stands there already is not written again: a repeated transaction leaves no dead rows behind.
-    over = f"DO UPDATE SET {changed} WHERE ({before}) IS DISTINCT FROM ({after})" if others else "DO NOTHING"
-    into = f"INSERT INTO {name} ({columns})"
-    # ctid grows in the order of COPY: the table was emptied just before.
-    last = f"SELECT DISTINCT ON ({keys}) {columns} FROM {staged} ORDER BY {keys}, ctid DESC"
+    keys = [column.name for column in table.__table__.primary_key]
+    others = [column for column in names if column not in keys]
+    parts = {
+        "table": Identifier(name),
+        "staged": Identifier(f"staged_{name}"),
+        "columns": _listed(names),
+        "keys": _listed(keys),
+        "changed": SQL(", ").join(SQL("{0} = excluded.{0}").format(Identifier(column)) for column in others),
+        "before": SQL(", ").join(Identifier(name, column) for column in others),
+        "after": SQL(", ").join(Identifier("excluded", column) for column in others),
+    }
+
+    def said(*words: LiteralString) -> bytes:
+        return SQL(" ").join(SQL(part).format(**parts) for part in words).as_bytes()
+
+    into = "INSERT INTO {table} ({columns})"
+    # What stands there already as it is is not written again: a repeated transaction leaves no dead rows behind.
+    over = "ON CONFLICT ({keys}) DO UPDATE SET {changed} WHERE ({before}) IS DISTINCT FROM ({after})"
     return _Way(
-        table=name,
-        types=tuple(_type_name(table, column) for column in names),
-        values=cast("Callable[[Row], tuple[Any, ...]]", itemgetter(*names)) if len(names) > 1 else _only(names[0]),
-        stage=f"CREATE TEMP TABLE IF NOT EXISTS {staged} (LIKE {name} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS".encode(),
-        is_used=f"SELECT EXISTS (SELECT FROM {staged})".encode(),
-        empty=f"TRUNCATE {staged}".encode(),
-        copy=f"COPY {staged} ({columns}) FROM STDIN (FORMAT BINARY)".encode(),
-        insert_new=f"{into} SELECT {columns} FROM {staged} ON CONFLICT DO NOTHING".encode(),
-        has_twins=f"SELECT EXISTS (SELECT FROM {staged} GROUP BY {keys} HAVING count(*) > 1)".encode(),
-        insert_over=f"{into} SELECT {columns} FROM {staged} ON CONFLICT ({keys}) {over}".encode(),
-        insert_last=f"{into} {last} ON CONFLICT ({keys}) {over}".encode(),
+        stage=said("CREATE TEMP TABLE IF NOT EXISTS {staged} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"),
+        is_used=said("SELECT EXISTS (SELECT FROM {staged})"),
+        empty=said("TRUNCATE {staged}"),
+        copy=_copying(cast(Table, table.__table__), names, into=f"staged_{name}"),
+        insert_new=said(into, "SELECT {columns} FROM {staged} ON CONFLICT DO NOTHING"),
+        has_twins=said("SELECT EXISTS (SELECT FROM {staged} GROUP BY {keys} HAVING count(*) > 1)"),
+        insert_over=said(into, "SELECT {columns} FROM {staged}", over),
+        # ctid grows in the order of COPY, since the table was empty before.
+        insert_last=said(into, "SELECT DISTINCT ON ({keys}) {columns} FROM {staged} ORDER BY {keys}, ctid DESC", over),
     )
 
 
-def _only(name: str) -> Callable[[Row], tuple[Any, ...]]:
-    return lambda row: (row[name],)
+def _listed(names: Iterable[str]) -> Composed:
+    return SQL(", ").join(map(Identifier, names))
+
+
+def _values(names: tuple[str, ...]) -> Callable[[Row], tuple[Any, ...]]:
+    if len(names) == 1:  # itemgetter of one name gives no tuple
+        return lambda row: (row[names[0]],)
+    return cast("Callable[[Row], tuple[Any, ...]]", itemgetter(*names))
 
 
 _DIALECT = postgresql.dialect()
 
 
-def _type_name(table: type[Base], column: str) -> str:
-    """Postgres's name of a column's type, without its length: psycopg knows it by that."""
-    name = table.__table__.columns[column].type.compile(_DIALECT).split("(")[0].lower()
+def _type_name(table: Table, column: str) -> str:
+    """Postgres's name of a column's type, without length and collation: psycopg knows it by that."""
+    name = table.columns[column].type.compile(_DIALECT).partition("(")[0].partition(" COLLATE")[0].lower()
     return {"float": "double precision"}.get(name, name)  # FLOAT(53)
 
 
@@ -173,7 +218,7 @@ class _Json(Dumper):
         try:
             text = orjson.dumps(obj)
         except TypeError:  # integers of more than 64 bits, keys that are no text
-            text = json.dumps(obj, allow_nan=False).encode()
+            text = json.dumps(obj, allow_nan=False, ensure_ascii=False).encode()
         if b"null" in text:  # orjson writes NaN and infinity as null
             json.dumps(obj, allow_nan=False)
         return b"\x01" + text
@@ -190,17 +235,25 @@ class _UuidText(Dumper):
 
 
 @contextmanager
-def _translated(connection: Connection, way: _Way) -> Generator[None]:
-    """Errors of the driver as SQLAlchemy raises them; it does not see what passes it by."""
+def _cursor(db: Session, copying: _Copying) -> Generator["psycopg.Cursor[Any]"]:
+    """The driver's own cursor in the session's transaction, with errors as SQLAlchemy raises them."""
+    connection = db.connection()
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:
-        yield
+        with driver.cursor() as cursor:
+            yield cursor
     except (CharacterNotInRepertoire, UntranslatableCharacter) as error:
-        where = (error.diag.context or way.table).splitlines()[-1]
+        where = (error.diag.context or copying.table).splitlines()[-1]
         raise ValueError(f"a text holds a NUL character, which Postgres cannot store ({where[:200]})") from error
     except psycopg.Error as error:
-        lost = connection.dialect.is_disconnect(cast(Any, error), None, None)
+        lost = connection.dialect.is_disconnect(cast(Any, error), cast(Any, driver), None)
         if lost:
             connection.invalidate(error)
         raise DBAPIError.instance(
-            way.copy.decode(), None, error, psycopg.Error, connection_invalidated=lost, dialect=connection.dialect
+            copying.statement.decode(),
+            None,
+            error,
+            psycopg.Error,
+            connection_invalidated=lost,
+            dialect=connection.dialect,
         ) from error
