@@ -22,7 +22,7 @@ def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="module")
-def foreman(ledger: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreman]:  # noqa: F811
+def foreman(ledger: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreman]:
     """Starts runs as processes of their own."""
     with Foreman(tmp_path_factory.mktemp("runs")) as started:
         yield started

@@ -1,22 +1,23 @@
 """A run as a process of its own, without Prefect around it: what the faults are done to.
 
 `python -m tests.faults.driver --workload FOLDER --run-id ID` carries a run out, or goes on with it when the ledger
-knows its id. Settings come by environment. The last line on stdout is JSON. Exit codes: 0 done, 73 somebody else carries it
-out, 69 no model server answers, 74 no Postgres, 75 its work was taken over, 1 anything else.
+knows its id. Settings come by environment. The last line on stdout is JSON. Exit codes: 0 done, 73 somebody else carries
+it out, 69 no model server answers, 74 no Postgres, 75 its work was taken over, 1 anything else.
 
-`python -m tests.faults.driver --serve` imports everything once and then forks a run for every line of JSON on stdin:
-a process a run, in milliseconds instead of seconds. See `nemesis.Foreman` for the other end.
+`python -m tests.faults.driver --serve` imports everything once and then forks a run for every line of JSON on stdin: a
+process a run, in milliseconds instead of seconds. See `nemesis.Foreman` for the other end.
 """
 
 import argparse
 import asyncio
+import importlib
 import json
 import os
 import selectors
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
 from domain.confidences import LabelPrior
-from domain.datasets import version_hash
+from domain.datasets import Split
 from domain.errors import HeadraceError, ModelUnavailable, RunUnderWay, StoreError
 from domain.outcomes import settle_row
 from domain.prompts import baseline
@@ -39,9 +40,9 @@ from infra.db.store import answers, datasets, paging, runs
 from infra.progress import Progress
 from infra.rows import Deployment, Rows, generate, validate
 from infra.settings import Settings, load_settings
+from infra.snapshots import read_records, take_snapshot
 from infra.workloads import LoadedWorkload, load_workload
 from tasks.chunking import plan_chunks
-from tasks.snapshotting import read_dataset
 
 CODES: dict[type[HeadraceError], int] = {RunUnderWay: 73, ModelUnavailable: 69, StoreError: 74}
 DIED = 9
@@ -86,16 +87,24 @@ def carry_out(folder: Path, run_id: str, threshold: float | None) -> dict[str, A
 
 def _snapshot(folder: Path, loaded: LoadedWorkload, run_id: str) -> tuple[str, int]:
     dataset = loaded.workload.dataset
-    records, bad = read_dataset(dataset, dataset.uri, folder, labelled=False, max_rows=None)
-    version = version_hash(records, bad)
 
-    def work(db: Session) -> None:
-        datasets.save_version(db, version, uri=dataset.uri, records=records, bad=bad)
-        runs.change_run(db, run_id, dataset_version=version)
-        runs.take_rows(db, run_id, [(record.key, n) for n, record in enumerate(records)])
+    def take() -> str:
+        rows = read_records(dataset, dataset.uri, folder, labelled=False)
+        return take_snapshot(run_id, rows, uri=dataset.uri, splits=(Split.INCOMING,), max_rows=None)[0]
 
-    retried(work)
-    return version, len(records)
+    version = _repeated(take)
+    return version, retried(lambda db: datasets.split_sizes(db, version))[Split.INCOMING]
+
+
+def _repeated(task: Callable[[], str]) -> str:
+    """As Prefect repeats a task: twice, when its error says that it may help."""
+    for _ in range(2):
+        try:
+            return task()
+        except HeadraceError as error:
+            if not error.retryable:
+                raise
+    return task()
 
 
 def _deployment(loaded: LoadedWorkload, tier: TierName) -> Deployment:
@@ -252,11 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve() -> int:
     """Fork a run for each line of stdin; say its process id, and later how it ended. Ends with its stdin."""
     # The forked ones need not wait for what takes long to import.
-    import infra.llm.reask
-    from instructor import patch
-    from openai.resources.chat import completions
-
-    del patch, completions
+    for name in ("infra.llm.reask", "instructor.core.patch", "openai.resources.chat.completions"):
+        importlib.import_module(name)
 
     with selectors.DefaultSelector() as selector:
         selector.register(sys.stdin.fileno(), selectors.EVENT_READ)

@@ -97,6 +97,7 @@ class Foreman:
         self._listening = threading.Thread(target=self._listen, daemon=True)
         self._listening.start()
         self._started.get(timeout=PATIENCE_S)
+        assert self._process.poll() is None, "the driver cannot be started"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,6 +122,7 @@ class Foreman:
                 if pid:
                     self._flows[pid] = Flow(pid, self._out)
                 self._started.put(pid)
+        self._started.put(0)  # it has ended
 
     def start(self, workload: Path, run_id: str, *arguments: str, **environment: str) -> Flow:
         """Start a run, or go on with one."""
