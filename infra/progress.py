@@ -60,9 +60,7 @@ class Progress:
             self._said = now
             done, total = self._done, self._total
             retried(
-                lambda db: runs.save_progress(
-                    db, self._run_id, self._stage, done=done, total=total, unit=self._unit
-                )
+                lambda db: runs.save_progress(db, self._run_id, self._stage, done=done, total=total, unit=self._unit)
             )
         if force or now - self._shown >= ARTIFACT_EVERY_S:
             self._shown = now
