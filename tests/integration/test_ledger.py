@@ -71,13 +71,8 @@ def completion_columns(said: str) -> dict[str, object]:
         "prompt_tokens": 1,
         "completion_tokens": 1,
         "cached_tokens": 0,
-<<<<<<< HEAD
         "frame_hash": "b" * 64,
         "last_message": {"role": "user", "content": "q"},
-=======
-        "frame_hash": "f" * 64,
-        "last_message": {},
->>>>>>> d57a61fb032c0e4fe3595177fae6724f8aa34fd5
     }
 
 
