@@ -22,7 +22,7 @@ from infra.llm import ray_job
 from infra.llm.ray_engine import RayEngine, RayModel
 from infra.llm.ray_shards import Shard, Shards
 from infra.llm.replies import Reply
-from infra.llm.shared import Shared
+from infra.llm.together import Together
 
 TOKEN = "t0ken"
 Outcome = Callable[[str, int], "str | None"]
@@ -273,28 +273,30 @@ async def test_who_waits_for_replies_before_sending_more_is_answered(tmp_path: P
     assert len(cluster.jobs) == 2
 
 
-async def test_calls_made_at_the_same_time_travel_in_one_job(tmp_path: Path) -> None:
-    async with (
-        Cluster().serving() as cluster,
-        engine(cluster, tmp_path, linger_s=0.1) as answering,
-        Shared(answering) as shared,
-    ):
-        given = await asyncio.gather(*(shared.send(row) for row in [*requests(10), request(3)]))
-        later = await shared.send(request(11))
-    assert [reply.completion and reply.completion.text for reply in given[:2]] == ["ROW 0", "ROW 1"]
-    assert given[10] is given[3]
-    assert later.completion
-    assert [sum(job) for job in cluster.jobs] == [10, 1]
+async def test_conversations_that_wait_for_each_other_travel_in_one_job(tmp_path: Path) -> None:
+    async with Cluster().serving() as cluster, engine(cluster, tmp_path, linger_s=0.1) as answering:
+        together = Together(answering)
+
+        async def talk(number: int) -> list[Reply]:
+            with together.conversation():
+                await asyncio.sleep(0)  # the others begin, too
+                first = await together.send(request(number))
+                return [first, await together.send(request(100 + number))] if number % 2 else [first]
+
+        given = await asyncio.gather(*(talk(number) for number in range(10)))
+        await together.close()
+    assert [talked[0].completion and talked[0].completion.text for talked in given[:2]] == ["ROW 0", "ROW 1"]
+    assert [sum(job) for job in cluster.jobs] == [10, 5]
 
 
-async def test_a_call_does_not_wait_for_ever_when_its_stream_ends(tmp_path: Path) -> None:
+async def test_a_batch_that_nobody_waits_for_any_more_is_stopped(tmp_path: Path) -> None:
     async with Cluster(endless=True, outcome=lambda _text, _job: None).serving() as cluster:
         async with engine(cluster, tmp_path, linger_s=0.01) as answering:
-            async with Shared(answering) as shared:
-                call = asyncio.create_task(shared.send(request(1)))
-                await asyncio.sleep(0.3)
-            with pytest.raises(ModelUnavailable):
-                await call
+            together = Together(answering)
+            call = asyncio.create_task(together.send(request(1)))
+            await asyncio.sleep(0.3)
+            call.cancel()
+            await together.close()
         assert len(cluster.stopped) == 1
 
 
