@@ -7,9 +7,6 @@ from domain.prompts import PromptVersion, baseline
 from domain.schemas import OutputSchema
 from domain.workloads import TierName, Workload
 
-SERVED_BY = {"base_urls", "usd_per_million", "engine", "engine_args"}
-"""Of a tier, what has no say in what it answers."""
-
 
 def baseline_of(workload: Workload, schema: OutputSchema) -> PromptVersion:
     """The prompt as the user wrote it."""
@@ -20,7 +17,7 @@ def compile_key(workload: Workload, schema: OutputSchema, tier: TierName, *, cod
     """Everything a compile depends on: the tier, the options, the instructions, the code and the train rows' keys."""
     return digest(
         {
-            "tier": workload.tiers[tier].model_dump(mode="json", exclude=SERVED_BY),
+            "tier": workload.tiers[tier].model_dump(mode="json", exclude={"base_urls", "usd_per_million"}),
             "optimizer": workload.optimizer.model_dump(mode="json"),
             "baseline": baseline_of(workload, schema).model_dump(mode="json"),
             "code": code,

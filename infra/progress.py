@@ -8,7 +8,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 
-from infra.db.session import transaction
+from infra.db.session import retried
 from infra.db.store import calls, runs
 
 LEDGER_EVERY_S = 0.5
@@ -58,8 +58,8 @@ class Progress:
         now = self._clock()
         if force or now - self._said >= LEDGER_EVERY_S:
             self._said = now
-            with transaction() as db:
-                runs.save_progress(db, self._run_id, self._stage, done=self._done, total=self._total, unit=self._unit)
+            count = {"done": self._done, "total": self._total, "unit": self._unit}
+            retried(lambda db: runs.save_progress(db, self._run_id, self._stage, **count))
         if force or now - self._shown >= ARTIFACT_EVERY_S:
             self._shown = now
             self._show()
@@ -69,8 +69,7 @@ class Progress:
             get_run_context()
         except MissingContextError:
             return  # outside a Prefect run (tests, scripts) there is nothing to show it on
-        with transaction() as db:
-            usd = sum(spent.usd for spent in calls.spending(db, self._run_id))
+        usd = retried(lambda db: sum(spent.usd for spent in calls.spending(db, self._run_id)))
         percent = 100.0 * self._done / self._total if self._total else 100.0
         text = f"{self._stage}: {self._done}/{self._total} {self._unit}, ${usd:.4f} so far"
         if self._artifact is None:

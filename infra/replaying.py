@@ -137,7 +137,7 @@ def _compare_record(setting: Setting, row: StoredRecord) -> bool:
         Kind.RECORDS,
         f"{record.record_id} ({record.place})",
         {"key": row.key, "split": record.split},
-        {"key": record.key, "split": split},
+        {"key": replace(record, key="").key, "split": split},
         cause=Cause.DATA,
     )
 

@@ -216,7 +216,7 @@ def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload) -
     part = bundle[name]
     return Deployment(
         name=name,
-        tier=part.tier,
+        tier=part.tier.answered_like(loaded.workload.tiers[name]),
         prompt=part.prompt,
         prior=LabelPrior(part.prior),
         schema=loaded.schema,

@@ -16,7 +16,7 @@ from domain.errors import ModelError
 from domain.ledgers import Attempt, OutcomeClass, Stage
 from domain.requests import Completion, Request
 from domain.workloads import EngineName, Prices, Tier, TierName
-from infra.db.session import retried, transaction
+from infra.db.session import retried
 from infra.db.store import calls as store
 from infra.db.store import runs
 from infra.llm.budgets import Budget
@@ -221,7 +221,5 @@ async def open_ledgered(run_id: str, name: TierName, tier: Tier, settings: Setti
 
 def load_budget(run_id: str) -> Budget:
     """A run's limits and what it has spent so far."""
-    with transaction() as db:
-        max_usd, max_tokens = runs.limits(db, run_id)
-        spent_usd, spent_tokens = runs.spent(db, run_id)
-    return Budget(max_usd, max_tokens, spent_usd, spent_tokens)
+    limits, spent = retried(lambda db: (runs.limits(db, run_id), runs.spent(db, run_id)))
+    return Budget(*limits, *spent)

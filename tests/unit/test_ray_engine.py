@@ -54,6 +54,7 @@ class Cluster:
     environments: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     packages: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     address: str = ""
+    lost: int = 0
 
     @web.middleware
     async def guard(self, asked: web.Request, handler: Any) -> web.StreamResponse:
@@ -71,6 +72,7 @@ class Cluster:
         assert self.packages[body["runtime_env"]["working_dir"]] == ["ray_job.py"]
         assert body["entrypoint"].startswith("python ray_job.py file:///")
         self.environments.append(body["runtime_env"]["env_vars"])
+        self.lost = 0
         spec = json.loads(local(body["entrypoint"].split()[-1]).read_text())
         self.jobs.append([shard["rows"] for shard in spec["shards"]])
         for shard in spec["shards"]:
@@ -83,6 +85,7 @@ class Cluster:
             text = json.loads(asked["body"])["messages"][0]["content"]
             said = self.outcome(text, job)
             if said is None:
+                self.lost += 1
                 return  # the engine died over this shard
             body = "{}" if said == "garbled" else json.dumps(answer(text))
             error = "" if said == "garbled" else said
@@ -91,8 +94,9 @@ class Cluster:
         ray_job.write_table(shard["replies"], rows)
 
     async def state(self, asked: web.Request) -> web.Response:
-        ended = not self.endless or asked.match_info["job"] in self.stopped
-        return web.json_response({"status": "FAILED" if ended else "RUNNING", "message": "…"})
+        ended = "FAILED" if self.lost else "SUCCEEDED"
+        running = self.endless and asked.match_info["job"] not in self.stopped
+        return web.json_response({"status": "RUNNING" if running else ended, "message": "…"})
 
     async def stop(self, asked: web.Request) -> web.Response:
         self.stopped.append(asked.match_info["job"])
@@ -198,6 +202,8 @@ async def test_rows_that_fail_or_are_missing_are_asked_once_more_and_they_alone(
     assert sum(cluster.jobs[1]) == len(twice) < 24
     detail = given["row 0"].tries[0].detail or ""
     assert detail.endswith("ended as FAILED: RuntimeError: the engine is gone")
+    (log,) = [path for path in files(tmp_path) if path.suffix == ".log"]
+    assert "hello" in log.read_text()
 
 
 async def test_an_error_that_a_shard_holds_is_not_taken_for_its_answer(tmp_path: Path) -> None:
@@ -217,6 +223,7 @@ async def test_after_the_second_job_what_is_open_is_unavailable(tmp_path: Path) 
         assert isinstance(given[text].error, ModelUnavailable)
         assert outcomes(given[text]) == [OutcomeClass.UNAVAILABLE] * 2
     assert len(cluster.jobs) == 2
+    assert "Read its log: file://" in str(given["row 0"].error)
 
 
 @pytest.mark.parametrize("token", ["wrong", None])

@@ -1,0 +1,309 @@
+"""A run as a process of its own, without Prefect around it: what the faults are done to.
+
+`python -m tests.faults.driver --workload FOLDER --run-id ID` carries a run out, or goes on with it when the ledger
+knows its id. Settings come by environment. The last line on stdout is JSON. Exit codes: 0 done, 73 somebody else carries
+it out, 69 no model server answers, 74 no Postgres, 75 its work was taken over, 1 anything else.
+
+`python -m tests.faults.driver --serve` imports everything once and then forks a run for every line of JSON on stdin: a
+process a run, in milliseconds instead of seconds. See `nemesis.Foreman` for the other end.
+"""
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import selectors
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import Pool
+
+from domain.confidences import LabelPrior
+from domain.datasets import Split
+from domain.errors import HeadraceError, ModelUnavailable, RunUnderWay, StoreError
+from domain.outcomes import settle_row
+from domain.prompts import baseline
+from domain.workloads import TierName
+from infra import leases
+from infra.db.session import retried
+from infra.db.store import answers, datasets, paging, runs
+from infra.progress import Progress
+from infra.rows import Deployment, Rows, generate, validate
+from infra.settings import Settings, load_settings
+from infra.snapshots import read_records, take_snapshot
+from infra.workloads import LoadedWorkload, load_workload
+from tasks.chunking import plan_chunks
+
+CODES: dict[type[HeadraceError], int] = {RunUnderWay: 73, ModelUnavailable: 69, StoreError: 74}
+DIED = 9
+PAGE_ROWS = 2_000
+
+
+class Counted(Progress):
+    """Progress that remembers what was acknowledged: rows whose transaction said that it was committed."""
+
+    acknowledged = 0
+
+    def advance(self, steps: int = 1) -> None:
+        """Count rows that are stored."""
+        Counted.acknowledged += steps
+        super().advance(steps)
+
+
+def work_of(folder: Path) -> str:
+    """What only one run may do at a time: this dataset through this workload."""
+    return leases.work_of("route", folder.name, str(folder))
+
+
+def carry_out(folder: Path, run_id: str, threshold: float | None) -> dict[str, Any]:
+    """Answer every row of a workload, settle it and close the run.
+
+    Without a threshold the strong tier alone answers; with one both do, as in `route_batch`.
+    """
+    settings = load_settings()
+    loaded = load_workload(folder)
+    leases.acquire(work_of(folder), run_id, settings)
+    opening = {"workload": loaded.workload.name, "workload_hash": loaded.hash, "spec": {}, "meters": {}}
+    retried(lambda db: runs.open_run(db, run_id, kind="route", **opening))
+    version, total = _snapshot(folder, loaded, run_id)
+    mine = psutil.Process()
+    before = mine.memory_info().rss
+    figures = asyncio.run(_answer(loaded, run_id, version, total, threshold, settings))
+    _settle(run_id, version, total, threshold)
+    retried(lambda db: runs.close_run(db, run_id, state="completed", meters={}))
+    leases.release()
+    return {**figures, "rows": total, "rss_before": before, "rss_peak": _peak(), "acknowledged": Counted.acknowledged}
+
+
+def _snapshot(folder: Path, loaded: LoadedWorkload, run_id: str) -> tuple[str, int]:
+    dataset = loaded.workload.dataset
+
+    def take() -> str:
+        rows = read_records(dataset, dataset.uri, folder, labelled=False)
+        return take_snapshot(run_id, rows, uri=dataset.uri, splits=(Split.INCOMING,), max_rows=None)[0]
+
+    version = _repeated(take)
+    return version, retried(lambda db: datasets.split_sizes(db, version))[Split.INCOMING]
+
+
+def _repeated(task: Callable[[], str]) -> str:
+    """As Prefect repeats a task: twice, when its error says that it may help."""
+    for _ in range(2):
+        try:
+            return task()
+        except HeadraceError as error:
+            if not error.retryable:
+                raise
+    return task()
+
+
+def _deployment(loaded: LoadedWorkload, tier: TierName) -> Deployment:
+    workload, schema = loaded.workload, loaded.schema
+    return Deployment(
+        name=tier,
+        tier=workload.tiers[tier],
+        prompt=baseline(workload.instructions, input_fields=workload.dataset.inputs, schema=schema),
+        prior=LabelPrior.of([], schema.labels),
+        schema=schema,
+        max_reasks=workload.max_reasks,
+        code=loaded.code,
+    )
+
+
+async def _answer(
+    loaded: LoadedWorkload, run_id: str, version: str, total: int, threshold: float | None, settings: Settings
+) -> dict[str, Any]:
+    figures = {"calls": 0, "cached": 0, "reasks": 0, "failed": 0}
+    for tier in TierName if threshold is not None else (TierName.STRONG,):
+        how = _deployment(loaded, tier)
+        for chunk in plan_chunks(total, tier):
+            rows = Rows(run_id, version, chunk.first, chunk.first + chunk.rows, cascade=True, threshold=threshold)
+            for step in (generate, validate):
+                kind = Counted if step is generate else Progress
+                progress = await asyncio.to_thread(kind, run_id, f"{step.__name__} {tier}", total, done=chunk.first)
+                tally = await step(how, rows, settings=settings, progress=progress)
+                for name in figures:
+                    figures[name] += getattr(tally, name)
+    return figures
+
+
+def _settle(run_id: str, version: str, total: int, threshold: float | None) -> None:
+    """As `tasks.routing.settle_chunk`, for all chunks."""
+    after = -1
+
+    def work(db: Session) -> int | None:
+        rows = paging.load_given(db, run_id, after=after, last=total, limit=PAGE_ROWS)
+        settled = [settle_row(row.key, row.cheap, row.strong, threshold) for row in rows]
+        answers.save_settled(db, run_id, version, settled)
+        return rows[-1].position if rows else None
+
+    while (last := retried(work)) is not None:
+        after = last
+
+
+def _peak() -> int:
+    """The most memory that was ever resident, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def die_at(n: int) -> None:
+    """End this process without a word at the n-th of its points: before and after each commit and each POST.
+
+    The product carries nothing for it: SQLAlchemy's session events and aiohttp's tracing say when. The lease's own
+    thread does not count; when it comes along depends on the time.
+    """
+    reached = 0
+    lock = threading.Lock()
+
+    def point(name: str) -> None:
+        nonlocal reached
+        if threading.current_thread().name == "lease":
+            return
+        with lock:
+            reached += 1
+            if reached == n:
+                print(json.dumps({"died": name, "point": n}), flush=True)
+                os._exit(DIED)
+
+    event.listen(Session, "before_commit", lambda _session: point("before commit"))
+    event.listen(Session, "after_commit", lambda _session: point("after commit"))
+
+    async def before(_http: Any, _context: Any, given: aiohttp.TraceRequestStartParams) -> None:
+        if given.method == "POST":
+            point("before POST")
+
+    async def after(_http: Any, _context: Any, given: aiohttp.TraceRequestEndParams) -> None:
+        if given.method == "POST":
+            point("after POST")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(before)
+    trace.on_request_end.append(after)
+    aiohttp.ClientSession = partial(aiohttp.ClientSession, trace_configs=[trace])
+
+
+def sign(name: str) -> None:
+    """Tell Postgres on every connection who this is, for the record of writes; no commit is sent for it."""
+
+    def tell(connection: Any, _record: Any) -> None:
+        connection.autocommit = True
+        connection.execute(f"SET application_name = '{name}'")
+        connection.autocommit = False
+
+    event.listen(Pool, "connect", tell)
+
+
+GUARDS = (
+    "lock_timeout",
+    "statement_timeout",
+    "idle_in_transaction_session_timeout",
+    "client_connection_check_interval",
+    "tcp_keepalives_idle",
+    "tcp_keepalives_interval",
+    "tcp_keepalives_count",
+    "tcp_user_timeout",
+)
+"""What keeps a broken network from blocking a row for ever."""
+
+
+def list_guards(to: Path) -> None:
+    """Write down, for every connection that is opened, what Postgres says its time limits are."""
+
+    def note(connection: Any, _record: Any) -> None:
+        connection.autocommit = True
+        found = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", [list(GUARDS)])
+        with to.open("a") as out:
+            out.write(json.dumps(dict(found.fetchall())) + "\n")
+        connection.autocommit = False
+
+    event.listen(Pool, "connect", note)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry one run out, or serve; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.driver")
+    parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--workload", type=Path)
+    parser.add_argument("--run-id")
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--die-at", type=int)
+    parser.add_argument("--name", help="what Postgres is to call its connections")
+    parser.add_argument("--guards", type=Path, help="where to list the time limits of its connections")
+    options = parser.parse_args(argv)
+    if options.serve:
+        return serve()
+    if options.die_at:
+        die_at(options.die_at)
+    if options.name:
+        sign(options.name)
+    if options.guards:
+        list_guards(options.guards)
+    try:
+        said = carry_out(options.workload.resolve(), options.run_id, options.threshold)
+    except HeadraceError as error:
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
+        return CODES.get(type(error), 1)
+    print(json.dumps(said), flush=True)
+    return 0
+
+
+def serve() -> int:
+    """Fork a run for each line of stdin; say its process id, and later how it ended. Ends with its stdin."""
+    # The forked ones need not wait for what takes long to import.
+    for name in ("infra.llm.reask", "instructor.core.patch", "openai.resources.chat.completions"):
+        importlib.import_module(name)
+
+    with selectors.DefaultSelector() as selector:
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        print(json.dumps({"ready": os.getpid()}), flush=True)
+        unread = b""
+        while True:
+            for key, _ in selector.select():
+                if key.data is None:
+                    if not (piece := os.read(key.fd, 65536)):
+                        return 0
+                    *lines, unread = (unread + piece).split(b"\n")
+                    for line in lines:
+                        pid = _fork(json.loads(line))
+                        selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+                        print(json.dumps({"pid": pid}), flush=True)
+                    continue
+                _, status = os.waitpid(key.data, 0)
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                print(json.dumps({"pid": key.data, "code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+def _fork(order: dict[str, Any]) -> int:
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        out = os.open(order["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (out, 1), (out, 2)):
+            os.dup2(source, target)
+        os.environ.clear()
+        os.environ.update(order["environment"])
+        code = main(order["arguments"])
+    except BaseException:  # noqa: BLE001 - a fork must never get back into the loop above
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
