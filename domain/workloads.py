@@ -2,17 +2,9 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from domain.canonical import digest
 
@@ -21,20 +13,9 @@ UsdPerMillion = Annotated[float, Field(ge=0)]
 
 
 class _Written(BaseModel):
-    """A part of the file: unknown keys are errors, nothing changes after reading.
-
-    A field that was added after the first runs is named in `later`: at its default it is left out of what is written,
-    so that workloads, compiled prompts and bundles from before keep their hashes.
-    """
+    """A part of the file: unknown keys are errors, nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    later: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        fields = type(self).model_fields
-        unset = {name for name in self.later if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in write(self).items() if name not in unset}
 
 
 class TierName(StrEnum):
@@ -82,8 +63,6 @@ class EngineName(StrEnum):
 class Prices(_Written):
     """What a tier costs, USD per million tokens."""
 
-    later = frozenset({"batch_discount"})
-
     input: UsdPerMillion
     output: UsdPerMillion
     cached_input: UsdPerMillion | None = Field(default=None, description="Default: the input price.")
@@ -100,8 +79,6 @@ class Prices(_Written):
 
 class Tier(_Written):
     """One model of the cascade and how it is asked."""
-
-    later = frozenset({"engine", "engine_args"})
 
     model: str = Field(description="Served model name.")
     base_urls: tuple[str, ...] = Field(

@@ -130,8 +130,7 @@ def _compare_snapshot(setting: Setting) -> None:
 
 def _compare_record(setting: Setting, row: StoredRecord) -> bool:
     """Whether a record is what its key says and stands in the split that its id decides."""
-    splits = setting.loaded.workload.dataset.splits
-    record = replace(row.record, key="")  # what is stored hands its key over; here it is made again
+    record, splits = row.record, setting.loaded.workload.dataset.splits
     split = Split.INCOMING if setting.run.kind == "route" else split_of(record.record_id, splits)
     return setting.seen.same(
         Kind.RECORDS,
