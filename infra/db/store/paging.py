@@ -36,6 +36,7 @@ def load_unanswered(
     given, cheap = _of_row(run_id, tier, AnswerRow.record_key), _of_row(run_id, TierName.CHEAP, AnswerRow.confidence)
     query = (
         select(rows.position, rows.record_key, cheap.c.confidence if with_cheap else literal(None))
+        .select_from(rows)
         .outerjoin(given, true())
         .where(rows.run_id == run_id, rows.position > after, rows.position < last, given.c.record_key.is_(None))
         .order_by(rows.position)
@@ -134,6 +135,7 @@ def load_given(db: Session, run_id: str, *, after: int, last: int, limit: int) -
     tiers = [_of_row(run_id, tier, *columns) for tier in TierName]
     query = (
         select(rows.position, rows.record_key, *(column for tier in tiers for column in tier.c))
+        .select_from(rows)
         .where(rows.run_id == run_id, rows.position > after, rows.position < last)
         .order_by(rows.position)
         .limit(limit)
