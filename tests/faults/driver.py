@@ -1,8 +1,8 @@
 """A run as a process of its own, without Prefect around it: what the faults are done to.
 
 `python -m tests.faults.driver --workload FOLDER --run-id ID` carries a run out, or goes on with it when the ledger
-knows its id. Settings come by environment. The last line on stdout is JSON. Exit codes: 0 done, 73 somebody else carries
-it out, 69 no model server answers, 74 no Postgres, 75 its work was taken over, 1 anything else.
+knows its id. Settings come by environment. The last line on stdout is JSON. Exit codes: 0 done, 73 somebody else
+carries it out, 69 no model server answers, 74 no Postgres, 75 its work was taken over, 1 anything else.
 
 `python -m tests.faults.driver --serve` imports everything once and then forks a run for every line of JSON on stdin: a
 process a run, in milliseconds instead of seconds. See `nemesis.Foreman` for the other end.

@@ -175,6 +175,11 @@ class FakeWorker:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/_calls", timeout=60) as answer:
             return CallReport.model_validate_json(answer.read())
 
+    def healthy(self) -> bool:
+        """Whether it says so itself."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=60) as answer:
+            return answer.status == 200
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
