@@ -9,7 +9,6 @@ come by environment, the ledger's address among them. Each command prints one li
 """
 
 import argparse
-import asyncio
 import json
 import resource
 import sys
@@ -19,19 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
+import uvloop
+from sqlalchemy import func, select
 
 from domain.confidences import LabelPrior
-from domain.datasets import Split, version_hash
+from domain.datasets import Record, Split
 from domain.prompts import baseline
 from domain.workloads import TierName
+from infra import leases
 from infra.db.session import transaction
-from infra.db.store import answers, datasets, runs
+from infra.db.store import datasets, runs
+from infra.db.tables import AnswerRow
 from infra.progress import Progress
-from infra.rows import Deployment, generate, validate
+from infra.rows import Deployment, Rows, generate, validate
 from infra.settings import Settings, load_settings
+from infra.snapshots import read_records, take_snapshot
 from infra.workloads import LoadedWorkload, load_workload
 from tasks.chunking import plan_chunks
-from tasks.snapshotting import read_dataset
 
 TASKS_A_CHUNK = 5
 """generate and validate at two tiers, and settle: see flows/route_batch.py."""
@@ -69,6 +72,7 @@ def deployment(loaded: LoadedWorkload) -> Deployment:
         prior=LabelPrior.of([], schema.labels),
         schema=schema,
         max_reasks=workload.max_reasks,
+        code=loaded.code,
     )
 
 
@@ -77,53 +81,58 @@ def route(folder: Path, run_id: str) -> Routed:
     settings = load_settings()
     loaded = load_workload(folder).with_revisions(settings.engine_revisions)
     routed = Routed()
+    leases.acquire(leases.work_of("route", loaded.workload.name, None), run_id, settings)
     with transaction() as db:
         runs.open_run(db, run_id, kind="route", workload="bench", workload_hash=loaded.hash, spec={}, meters={})
     began = time.perf_counter()
-    version, routed.rows = _snapshot(run_id, loaded)
+    version = _snapshot(run_id, loaded)
+    with transaction() as db:
+        routed.rows = sum(datasets.split_sizes(db, version).values())
     routed.snapshot_seconds = time.perf_counter() - began
-    asyncio.run(_answer(run_id, deployment(loaded), version, routed, settings))
+    how = deployment(loaded)
+    for chunk in plan_chunks(routed.rows, TIER):
+        _answer(how, Rows(run_id, version, chunk.first, chunk.first + chunk.rows), routed, settings)
+    leases.release()
     return routed
 
 
-def _snapshot(run_id: str, loaded: LoadedWorkload) -> tuple[str, int]:
+def _snapshot(run_id: str, loaded: LoadedWorkload) -> str:
     dataset = loaded.workload.dataset
-    records, bad = read_dataset(dataset, dataset.incoming or "", loaded.folder, labelled=False, max_rows=None)
-    version = version_hash(records, bad)
-    with transaction() as db:
-        datasets.save_version(db, version, uri="bench", records=records, bad=bad)
-        runs.change_run(db, run_id, dataset_version=version)
-        runs.take_rows(db, run_id, ((record.key, n) for n, record in enumerate(records)))
-    return version, len(records)
+    rows = read_records(dataset, dataset.incoming or "", loaded.folder, labelled=False)
+    version, _ = take_snapshot(run_id, rows, uri="bench", splits=[Split.INCOMING], max_rows=None)
+    return version
 
 
-async def _answer(run_id: str, how: Deployment, version: str, routed: Routed, settings: Settings) -> None:
-    for chunk in plan_chunks(routed.rows, TIER):
-        with transaction() as db:
-            rows = datasets.load_records(db, version, Split.INCOMING, first=chunk.first, limit=chunk.rows)
-        began = time.perf_counter()
-        progress = Progress(run_id, f"generate {TIER}", routed.rows, done=chunk.first)
-        tally = await generate(run_id, how, rows, settings=settings, progress=progress)
-        routed.calls += tally.calls
-        routed.cached += tally.cached
-        half = time.perf_counter()
-        progress = Progress(run_id, f"validate {TIER}", routed.rows, done=chunk.first)
-        tally = await validate(run_id, how, rows, settings=settings, progress=progress)
-        routed.failed += tally.failed
-        routed.generate_seconds += half - began
-        routed.validate_seconds += time.perf_counter() - half
+def _answer(how: Deployment, rows: Rows, routed: Routed, settings: Settings) -> None:
+    """A chunk, as its two tasks work on it."""
+    began = time.perf_counter()
+    progress = Progress(rows.run_id, f"generate {TIER}", routed.rows, done=rows.first)
+    tally = uvloop.run(generate(how, rows, settings=settings, progress=progress))
+    progress.finish(rows.last)
+    routed.calls += tally.calls
+    routed.cached += tally.cached + tally.reused
+    routed.failed += tally.failed
+    half = time.perf_counter()
+    progress = Progress(rows.run_id, f"validate {TIER}", routed.rows, done=rows.first)
+    tally = uvloop.run(validate(how, rows, settings=settings, progress=progress))
+    progress.finish(rows.last)
+    routed.failed += tally.failed
+    routed.generate_seconds += half - began
+    routed.validate_seconds += time.perf_counter() - half
 
 
 def write_bodies(folder: Path, to: Path) -> int:
     """Write what would be sent for every incoming row; returns the number of rows."""
     loaded = load_workload(folder).with_revisions(load_settings().engine_revisions)
     how, dataset = deployment(loaded), loaded.workload.dataset
-    records, _ = read_dataset(dataset, dataset.incoming or "", loaded.folder, labelled=False, max_rows=None)
+    count = 0
     with to.open("wb") as out:
-        for n, record in enumerate(records):
-            request = how.request(datasets.StoredRecord(record.key, n, record))
-            out.write(orjson.dumps(request.body) + b"\n")
-    return len(records)
+        for record in read_records(dataset, dataset.incoming or "", loaded.folder, labelled=False):
+            if isinstance(record, Record):
+                request = how.request(datasets.StoredRecord(record.key, count, record))
+                out.write(orjson.dumps(request.body) + b"\n")
+                count += 1
+    return count
 
 
 def task_runs(rows: int) -> int:
@@ -133,8 +142,9 @@ def task_runs(rows: int) -> int:
 
 def stored_answers(run_id: str) -> int:
     """Valid answers that the ledger holds for a run."""
+    mine = (AnswerRow.run_id == run_id, AnswerRow.tier == TIER, AnswerRow.output.is_not(None))
     with transaction() as db:
-        return sum(answer.output is not None for answer in answers.load_answers(db, run_id, TIER).values())
+        return db.scalar(select(func.count()).select_from(AnswerRow).where(*mine)) or 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:

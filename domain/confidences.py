@@ -63,6 +63,8 @@ _TO_VALUE = re.compile(r'\s*:\s*"(?=.)', re.DOTALL)
 def _value_start(text: str, field: str) -> int | None:
     """Offset of the first character inside the string value of a top-level key; what rows quote is no key."""
     spellings = _spellings(field)
+    if text.startswith(first := f'{{{spellings[0]}:"') and len(text) > len(first):
+        return len(first)
     depth = 0
     for lexeme in _LEXEME.finditer(text):
         if lexeme[0] in spellings and depth == 1 and (value := _TO_VALUE.match(text, lexeme.end())):

@@ -66,7 +66,9 @@ class Prices(_Written):
     input: UsdPerMillion
     output: UsdPerMillion
     cached_input: UsdPerMillion | None = Field(default=None, description="Default: the input price.")
-    batch_discount: float = Field(default=0.0, ge=0, le=1, description="Share that a hosted batch is cheaper by.")
+    batch_discount: float = Field(
+        default=0.0, ge=0, le=1, exclude=True, description="Share that a hosted batch is cheaper by."
+    )
 
     def in_batches(self) -> "Prices":
         """The prices of a hosted batch."""
@@ -83,10 +85,14 @@ class Tier(_Written):
         default=(), description="OpenAI-compatible servers, .../v1; none means the embedded server of that model."
     )
     engine: EngineName = Field(
-        default=EngineName.HTTP, description="What answers rows; a run may choose another. Compiling always uses http."
+        default=EngineName.HTTP,
+        exclude=True,
+        description="What answers rows; a run may choose another. Compiling always uses http.",
     )
     engine_args: dict[str, JsonValue] = Field(
-        default={}, description="vLLM's arguments for the engines ray and openai-batch, passed on verbatim."
+        default={},
+        exclude=True,
+        description="vLLM's arguments for the engines ray and openai-batch, passed on verbatim.",
     )
     revision: str | None = Field(default=None, description="Weights' version, part of every request's identity.")
     temperature: float = Field(default=0.0, ge=0)
@@ -94,6 +100,12 @@ class Tier(_Written):
     max_tokens: int = Field(default=64, ge=1, description="Tokens an answer may take.")
     max_demos: int = Field(default=4, ge=0, description="Examples the optimiser may put into the prompt.")
     usd_per_million: Prices
+
+    def answered_like(self, other: "Tier") -> "Tier":
+        """The same tier on the other's engine; who answers is no part of a tier's identity, nor of its dump."""
+        prices = self.usd_per_million.model_copy(update={"batch_discount": other.usd_per_million.batch_discount})
+        engine = {"engine": other.engine, "engine_args": other.engine_args}
+        return self.model_copy(update={**engine, "usd_per_million": prices})
 
 
 class Tiers(_Written):

@@ -45,7 +45,7 @@ async def decide(
     except ModelUnavailable:
         raise
     except ModelError as error:
-        failed = Answer(output=None, confidence=None, reason=f"the re-ask was refused: {error.message}")
+        failed = Answer(output=None, confidence=None, reason=f"the re-ask was not answered: {error.message}")
         return stored_answer(deployment, key, request.hash, failed, reasks=1, used=used)
     answer = settle(reasked.completion, deployment.schema, deployment.prior)
     return stored_answer(deployment, key, reasked.request_hash, answer, reasks=reasked.reasks, used=used)

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "prefect.yaml"
 POOL = "local"
 LOOK_EVERY_S = 0.5
-DYING_S = 6.0
+DYING_S = 60.0
+"""A worker that is alive needs no longer to say for the last time that a process has died."""
 CANCELLING_S = 40.0
 """A worker that is alive needs no longer to cancel a run: it kills its process after 30 s."""
 
@@ -160,12 +161,13 @@ def reschedule(run_id: UUID) -> None:
         while (state := client.read_flow_run(run_id).state) and state.is_cancelling() and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY_S)  # its worker would end it after we have begun it again
         _schedule(client, run_id, state)
-        # A worker that has just seen the former process die says so twice, and the second time it would end this one.
+        # A worker that has just seen the former process die says so twice, before and after its hooks; the second time
+        # it would end a run that has not begun again yet. Should two processes begin it then, the lease lets one.
         deadline = time.monotonic() + DYING_S
         while (state := client.read_flow_run(run_id).state) and time.monotonic() < deadline:
             if state.is_final():
                 _schedule(client, run_id, state)
-            elif not state.is_scheduled():
+            elif not (state.is_scheduled() or state.is_pending()):
                 return
             time.sleep(LOOK_EVERY_S)
 

@@ -58,8 +58,10 @@ class Progress:
         now = self._clock()
         if force or now - self._said >= LEDGER_EVERY_S:
             self._said = now
-            count = {"done": self._done, "total": self._total, "unit": self._unit}
-            retried(lambda db: runs.save_progress(db, self._run_id, self._stage, **count))
+            done, total = self._done, self._total
+            retried(
+                lambda db: runs.save_progress(db, self._run_id, self._stage, done=done, total=total, unit=self._unit)
+            )
         if force or now - self._shown >= ARTIFACT_EVERY_S:
             self._shown = now
             self._show()

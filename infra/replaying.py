@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -136,7 +136,7 @@ def _compare_record(setting: Setting, row: StoredRecord) -> bool:
         Kind.RECORDS,
         f"{record.record_id} ({record.place})",
         {"key": row.key, "split": record.split},
-        {"key": record.key, "split": split},
+        {"key": replace(record, key="").key, "split": split},
         cause=Cause.DATA,
     )
 

@@ -22,8 +22,8 @@ from infra.db.session import transaction
 from infra.db.store import bundles, calls, runs
 from infra.db.store import replays as store
 from infra.db.store.runs import RunRecord
+from infra.llm.engines import base_urls
 from infra.llm.gateway import Gateway
-from infra.llm.ledgered import base_urls
 from infra.llm.metering import read_meters
 from infra.llm.replies import Reply
 from infra.replaying import NotReplayable

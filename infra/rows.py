@@ -13,12 +13,11 @@ from domain.answers import Answer, settle
 from domain.bundles import keeps
 from domain.canonical import digest
 from domain.confidences import LabelPrior
-from domain.costs import usd
-from domain.errors import ModelError, ModelUnavailable
+from domain.errors import ModelUnavailable
 from domain.ledgers import Stage
 from domain.prompts import PromptVersion
-from domain.requests import Completion, Frame, Request, Usage, row_frame
-from domain.schemas import Invalid, OutputSchema, check
+from domain.requests import Completion, Frame, Request, row_frame
+from domain.schemas import OutputSchema
 from domain.workloads import Tier, TierName
 from infra.db.session import retried
 from infra.db.store import answers as answer_store
@@ -26,6 +25,7 @@ from infra.db.store import calls as call_store
 from infra.db.store import paging
 from infra.db.store.answers import StoredAnswer
 from infra.db.store.datasets import StoredRecord
+from infra.deciding import decide, stored_answer
 from infra.llm.ledgered import Answered, Call, Ledgered, open_ledgered
 from infra.progress import Progress
 from infra.settings import Settings
@@ -199,10 +199,11 @@ def _settled(deployment: Deployment, batch: Iterable[Answered]) -> Iterator[Stor
         if completion is not None:
             answer = settle(completion, deployment.schema, deployment.prior)
             if answer.valid:
-                yield _stored(deployment, call.record_key, call.request.hash, answer, reasks=0, used=[completion.usage])
+                used = [completion.usage]
+                yield stored_answer(deployment, call.record_key, call.request.hash, answer, reasks=0, used=used)
         elif answered.error is not None and not isinstance(answered.error, ModelUnavailable):
             failed = Answer(output=None, confidence=None, reason=f"not answered: {answered.error.message}")
-            yield _stored(deployment, call.record_key, call.request.hash, failed, reasks=0, used=[])
+            yield stored_answer(deployment, call.record_key, call.request.hash, failed, reasks=0, used=[])
 
 
 def _load_wrong(
@@ -222,56 +223,10 @@ def _load_wrong(
 async def _reask(
     ledgered: Ledgered, deployment: Deployment, key: str, request: Request, completion: Completion
 ) -> StoredAnswer:
-    with ledgered.conversation():
-        return await _converse(ledgered, deployment, key, request, completion)
-
-
-async def _converse(
-    ledgered: Ledgered, deployment: Deployment, key: str, request: Request, completion: Completion
-) -> StoredAnswer:
-    if not isinstance(check(completion.text, completion.finish_reason, deployment.schema), Invalid):
-        answer = settle(completion, deployment.schema, deployment.prior)
-        return _stored(deployment, key, request.hash, answer, reasks=0, used=[completion.usage])
-    from infra.llm.reask import reask  # Instructor takes seconds to import; most chunks never need it
-
-    used = [completion.usage]
-
     async def ask(again: Request) -> Completion:
-        answer = await ledgered.ask(Call(again, key), stage=Stage.REASK)
-        used.append(answer.usage)
-        return answer
+        return await ledgered.ask(Call(again, key), stage=Stage.REASK)
 
-    try:
-        reasked = await reask(
-            request=request,
-            completion=completion,
-            schema=deployment.schema,
-            max_reasks=deployment.max_reasks,
-            ask=ask,
-        )
-    except ModelUnavailable:
-        raise
-    except ModelError as error:
-        failed = Answer(output=None, confidence=None, reason=f"the re-ask was not answered: {error.message}")
-        return _stored(deployment, key, request.hash, failed, reasks=1, used=used)
-    answer = settle(reasked.completion, deployment.schema, deployment.prior)
-    return _stored(deployment, key, reasked.request_hash, answer, reasks=reasked.reasks, used=used)
-
-
-def _stored(
-    deployment: Deployment, key: str, request_hash: str, answer: Answer, *, reasks: int, used: Sequence[Usage]
-) -> StoredAnswer:
-    return StoredAnswer(
-        record_key=key,
-        tier=deployment.name,
-        request_hash=request_hash,
-        output=answer.output,
-        confidence=answer.confidence,
-        reasks=reasks,
-        tokens=sum(usage.prompt + usage.completion for usage in used),
-        usd=sum(usd(usage, deployment.tier.usd_per_million) for usage in used),
-        failed=None if answer.valid else answer.reason,
-    )
+    return await decide(deployment, key, request, completion, ask)
 
 
 def _save(run_id: str, answers: Sequence[StoredAnswer]) -> None:

@@ -29,9 +29,6 @@ from tasks.running import is_retryable, load_for, step
 if TYPE_CHECKING:
     from infra.llm.optimizer import Ask, CompileReport, Example
 
-SERVED_BY = {"base_urls", "usd_per_million", "engine", "engine_args"}
-"""Of a tier, what has no say in what it answers."""
-
 
 @task(task_run_name="compile-{tier}", retry_condition_fn=is_retryable)
 def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:

@@ -78,20 +78,26 @@ def open_run(
             budget=(max_usd, max_tokens),
         )
         runs.add_summary(db, run_id, {"code": code_version()})
-    tracking_id = tracking.open_run(workload=loaded.workload.name, flow_run_id=run_id, kind=kind, tags={})
-    tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
-    links = reporting.links(run_id, tracking_id=tracking_id, workload=loaded.workload.name)
-    tracking.set_tags(tracking_id, {f"headrace.link.{name}": url for name, url in links.items()})
-    with transaction() as db:
-        runs.add_links(db, run_id, links)
     return RunRef(
         run_id=run_id,
         workload=loaded.workload.name,
         folder=str(loaded.folder),
         workload_hash=loaded.hash,
-        tracking_id=tracking_id,
+        tracking_id=_track(run_id, kind, loaded),
         engine=engine,
     )
+
+
+def _track(run_id: str, kind: str, loaded: LoadedWorkload) -> str:
+    """Open the run in MLflow, with links from everywhere to everywhere; returns its id there."""
+    name = loaded.workload.name
+    tracking_id = tracking.open_run(workload=name, flow_run_id=run_id, kind=kind, tags={})
+    tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
+    links = reporting.links(run_id, tracking_id=tracking_id, workload=name)
+    tracking.set_tags(tracking_id, {f"headrace.link.{name}": url for name, url in links.items()})
+    with transaction() as db:
+        runs.add_links(db, run_id, links)
+    return tracking_id
 
 
 @task(retry_condition_fn=is_retryable)
@@ -210,7 +216,7 @@ def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload) -
     part = bundle[name]
     return Deployment(
         name=name,
-        tier=part.tier,
+        tier=part.tier.answered_like(loaded.workload.tiers[name]),
         prompt=part.prompt,
         prior=LabelPrior(part.prior),
         schema=loaded.schema,

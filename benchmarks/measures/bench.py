@@ -47,10 +47,11 @@ class Bench:
             processes.run(command)
         return to
 
-    def bare(self, bodies: Path, base_url: str) -> Json:
-        """One run of the bare client."""
+    def bare(self, bodies: Path, base_url: str, *, uvloop: bool = False) -> Json:
+        """One run of the bare client, on asyncio's own event loop or on Headrace's."""
         command = ["-m", "benchmarks.bare_client", "--base-url", base_url, "--bodies", str(bodies)]
-        return processes.run([*command, "--in-flight", str(self.sizes.in_flight)]).figures
+        command += ["--in-flight", str(self.sizes.in_flight), *(["--uvloop"] if uvloop else [])]
+        return processes.run(command).figures
 
     def headrace(
         self, workload: Path, *, run_id: str | None = None, mock: Mock | None = None, kill_at: int | None = None

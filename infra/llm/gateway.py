@@ -29,10 +29,11 @@ from domain.ledgers import OutcomeClass
 from domain.requests import Completion, Request
 from infra.llm.addresses import is_loopback
 from infra.llm.bodies import read_body
+from infra.llm.fleet import Fleet
 from infra.llm.lengths import Lengths
 from infra.llm.replies import Reply, Try
 from infra.llm.wire import Garbled, read_completion
-from infra.llm.workers import Fleet, Ticket
+from infra.llm.workers import Ticket
 
 THROTTLED = frozenset({429, 503})
 """Not now: waited out for as long as anything else is answered, and never counted against the request."""

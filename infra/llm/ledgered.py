@@ -125,6 +125,11 @@ class Ledgered:
         """Wherever single requests of several rows are asked: an engine for batches waits until all have asked."""
         return self._together.conversation() if self._together else nullcontext()
 
+    async def close(self) -> None:
+        """Stop batches that nobody waits for any more."""
+        if self._together is not None:
+            await self._together.close()
+
     def look_up(self, calls: Sequence[Call]) -> dict[str, Completion]:
         """The stored answers among these calls, by request hash."""
         return retried(lambda db: store.load_completions(db, {call.request.hash for call in calls}))
@@ -207,7 +212,11 @@ async def open_ledgered(run_id: str, name: TierName, tier: Tier, settings: Setti
     hosted = tier.engine is EngineName.BATCH and bool(tier.base_urls)
     prices = tier.usd_per_million.in_batches() if hosted else tier.usd_per_million
     async with open_engine(tier, settings) as opened:
-        yield Ledgered(opened, run_id=run_id, tier=name, prices=prices, budget=budget)
+        ledgered = Ledgered(opened, run_id=run_id, tier=name, prices=prices, budget=budget)
+        try:
+            yield ledgered
+        finally:
+            await ledgered.close()
 
 
 def load_budget(run_id: str) -> Budget:

@@ -161,19 +161,15 @@ class RayEngine:
                         # Rows to ask again would be found answered.
                         await asyncio.to_thread(self._shards.forget, shard, requests=False)
             open_ = [*job.missing, *await self._close(failed)]
-            lost = Try(self._worker, job.seconds, OutcomeClass.UNAVAILABLE, detail=job.cause)
+            lost = Try(self._worker, job.seconds, OutcomeClass.UNAVAILABLE, detail=job.lost.message)
             for shard in job.missing:
-                async for reply in self._lost(shard, lost, tries, last=last):
-                    yield reply
+                # Its requests have one more try behind them, and after the last job an error.
+                for request in await asyncio.to_thread(self._shards.requests, shard):
+                    tries.setdefault(request.hash, []).append(lost)
+                    if last:
+                        yield Reply(request, tries.pop(request.hash), None, job.lost)
             if not open_:
                 return
-
-    async def _lost(self, shard: Shard, lost: Try, tries: dict[str, list[Try]], *, last: bool) -> AsyncGenerator[Reply]:
-        """A shard without a reply: its requests have one more try behind them, and after the last job an error."""
-        for request in await asyncio.to_thread(lambda: list(self._shards.requests(shard))):
-            tries.setdefault(request.hash, []).append(lost)
-            if last:
-                yield Reply(request, tries.pop(request.hash), None, ModelUnavailable(lost.detail or "no reply"))
 
     def _reply(self, request: Request, row: Row | None, before: Sequence[Try]) -> Reply:
         if row is None:

@@ -28,14 +28,12 @@ SAMPLING: Json = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
-    "seed": None,
-    "stop": None,
-}
+} | {"seed": None, "stop": None}
 """What a request may say about sampling, with the defaults of vLLM's own server."""
-KNOWN = {*SAMPLING, "model", "messages", "n", "max_tokens", "response_format", "logprobs", "top_logprobs"}
+KNOWN = {*SAMPLING, "model", "messages", "max_tokens", "response_format", "logprobs", "top_logprobs"}
 LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity; vLLM's server writes this instead."""
-REFUSALS = ("ValueError", "TypeError", "VLLMValidationError", "VLLMClientError", "ValidationError")
+REFUSALS = ("Refused", "ValueError", "TypeError", "VLLMValidationError", "VLLMClientError", "ValidationError")
 """What the engine raises about a request itself, by class name; anything else may succeed elsewhere."""
 TEXT: Any = pyarrow.string()
 REPLY: Any = pyarrow.schema(
@@ -58,8 +56,6 @@ def sampling_params(body: Json, defaults: Mapping[str, Any], *, prompt_tokens: i
     """
     if unknown := sorted(body.keys() - KNOWN):
         raise Refused(f"the Ray engine does not know {', '.join(unknown)}")
-    if body.get("n") not in (None, 1):
-        raise Refused("the Ray engine gives one answer a request; n must be 1")
     asked = body.get("max_tokens")
     if longest is not None and prompt_tokens + (asked or 1) > longest:
         raise Refused(f"the prompt has {prompt_tokens} tokens and asks for {asked or 1}; the model takes {longest}")
@@ -98,9 +94,8 @@ def chat_completion(row: Mapping[str, Any]) -> Json:
         places = zip(tokens, cast(Sequence[Mapping[Any, Json]], row["logprobs"]), strict=False)
         choice["logprobs"] = {"content": [_token(token, listed, ask["logprobs"]) for token, listed in places]}
     usage = {"prompt_tokens": prompt, "completion_tokens": len(tokens), "total_tokens": prompt + len(tokens)}
-    return {"object": "chat.completion", "model": ask["model"], "choices": [choice], "usage": usage} | {
-        "system_fingerprint": ask["fingerprint"]
-    }
+    said = {"model": ask["model"], "system_fingerprint": ask["fingerprint"]}
+    return {"object": "chat.completion", **said, "choices": [choice], "usage": usage}
 
 
 def finish_reason(tokens: Sequence[int], prompt_tokens: int, ask: Json) -> str:
@@ -130,13 +125,13 @@ def engine_row(row: Mapping[str, Any]) -> Json:
 
 
 def reply(row: Mapping[str, Any]) -> Json:
-    """A row as it leaves the engine, good or failed, as one row of a reply shard."""
+    """A row as it leaves the engine, good or failed, as one row of a reply shard; a reply stays as it is."""
+    if row.get("refused") is not None:  # failed rows alone go past the processor's postprocess
+        return dict(row)
     error = str(row.get("__inference_error__") or "")
     place = {"request_hash": row["request_hash"], "shard": row["shard"]}
     if error:
-        # The beginning is the class of the error; what follows may quote the prompt and is kept short.
-        kind = error.partition(":")[0]
-        refused = kind in {*REFUSALS, Refused.__name__}
+        refused = error.partition(":")[0] in REFUSALS
         return {**place, "body": "", "seconds": 0.0, "error": error.removeprefix("Refused: ")[:300], "refused": refused}
     seconds = float(row["time_taken_llm"])
     return {**place, "body": json.dumps(chat_completion(row)), "seconds": seconds, "error": "", "refused": False}
@@ -146,9 +141,8 @@ class Prepare:
     """Turns a shard into rows with the very tokens that vLLM's HTTP server would see."""
 
     def __init__(self, spec: Json) -> None:
-        transformers = importlib.import_module("transformers")
-        self._spec, self._arguments = spec, engine_arguments(spec["engine_args"])
-        folder = _tokenizer_folder(spec["model_source"])
+        transformers, self._arguments = importlib.import_module("transformers"), engine_arguments(spec["engine_args"])
+        self._spec, folder = spec, _tokenizer_folder(spec["model_source"])
         trust = bool(self._arguments.get("trust_remote_code", False))
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         self._defaults: Json = {}
@@ -161,6 +155,7 @@ class Prepare:
             self._longest = getattr(config, "max_position_embeddings", None)
         ends = self._defaults.get("eos_token_id", [])
         self._ends = [self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        self._grammars: dict[str, Json] = {}
         self._fingerprint = f"vllm-{importlib.import_module('vllm').__version__}-ray"
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> Iterator[Any]:
@@ -180,9 +175,10 @@ class Prepare:
             # The template writes the special tokens itself; the tokenizer would add a second beginning.
             tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             params = sampling_params(body, self._defaults, prompt_tokens=len(tokens), longest=self._longest)
+            params["structured_outputs"] = self._compact(params["structured_outputs"])
         except Exception as error:  # noqa: BLE001 - whatever a single row does must not end the job
-            message = f"{Refused.__name__}: {error}"[:300]
-            return {"tokenized_prompt": [], "params": "{}", "ask": "{}", "__inference_error__": message}
+            texts = {"params": "{}", "ask": "{}", "__inference_error__": f"Refused: {error}"[:300]}
+            return {"tokenized_prompt": [], **texts}
         ask: Json = {
             "model": body["model"],
             "logprobs": params["logprobs"],
@@ -191,8 +187,22 @@ class Prepare:
             "ends": self._ends,
             "fingerprint": self._fingerprint,
         }
-        texts = {"params": json.dumps(params), "ask": json.dumps(ask)}
-        return {"tokenized_prompt": tokens, **texts, "__inference_error__": ""}
+        texts = {"params": json.dumps(params), "ask": json.dumps(ask), "__inference_error__": ""}
+        return {"tokenized_prompt": tokens, **texts}
+
+    def _compact(self, wanted: Json | None) -> Json | None:
+        """The grammar that model servers make of a schema: vLLM 0.29 leaves blanks in it where they leave none."""
+        text = (wanted or {}).get("json")
+        asked: Json = self._arguments.get("structured_outputs_config") or {}
+        if text is None or asked.get("backend") != "xgrammar" or not asked.get("disable_any_whitespace"):
+            return wanted
+        if text not in self._grammars:
+            vllms = importlib.import_module("vllm.v1.structured_output.backend_xgrammar")
+            if vllms.has_xgrammar_unsupported_json_features(json.loads(text)):
+                return wanted  # refused by vLLM, which says why
+            make = importlib.import_module("xgrammar").Grammar.from_json_schema
+            self._grammars[text] = {"grammar": str(make(text, any_whitespace=False, separators=(",", ":")))}
+        return self._grammars[text]
 
 
 def engine_arguments(engine_args: Mapping[str, Any]) -> Json:
@@ -237,22 +247,16 @@ def run(spec: Json) -> int:
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"requests": uri} for uri in todo], override_num_blocks=len(todo))
     rows = shards.map_batches(Prepare, fn_constructor_args=(spec,), batch_size=1, concurrency=1)
-    replies = processor(spec)(rows).map(settled)
+    replies = processor(spec)(rows).map(reply)
     arrived: dict[str, dict[str, Json]] = {}
     for row in replies.iter_rows():
         shard = todo[row["shard"]]
-        rows_of = arrived.setdefault(row["shard"], {})
-        rows_of[row["request_hash"]] = row
+        (rows_of := arrived.setdefault(row["shard"], {}))[row["request_hash"]] = row
         if len(rows_of) == shard["rows"]:
             write_table(shard["replies"], list(rows_of.values()))
             del arrived[row["shard"]], todo[row["shard"]]
             print(f"{time.strftime('%H:%M:%S')} {shard['replies']}: {shard['rows']} rows", flush=True)
     return len(todo)
-
-
-def settled(row: Json) -> Json:
-    """Failed rows go past the processor's own postprocess, so they become replies after it."""
-    return reply(row) if row.get("refused") is None else row
 
 
 def exists(uri: str) -> bool:
@@ -264,7 +268,6 @@ def exists(uri: str) -> bool:
 def write_table(uri: str, rows: Sequence[Json]) -> None:
     """A reply shard, complete under its name or not there at all."""
     fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(uri))
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
     table: Any = pyarrow.Table.from_pylist(list(rows), REPLY)  # what the schema does not name is left out
     part = f"{path}.{time.time_ns():x}.part"
     with fs.open(part, "wb") as stream:
@@ -278,22 +281,19 @@ def _tokenizer_folder(source: str) -> str:
         return source
     fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(source))
     folder = tempfile.mkdtemp(prefix="tokenizer-")
-    for file in cast(list[str], fs.ls(path, detail=False)):
-        if file.endswith((".json", ".jinja", ".model", ".txt", ".py")):
-            fs.get(file, f"{folder}/{Path(file).name}")
+    small = {".json", ".jinja", ".model", ".txt", ".py"}
+    fs.get([file for file in fs.ls(path, detail=False) if Path(file).suffix in small], f"{folder}/")
     return folder
 
 
 def main(argv: Sequence[str]) -> int:
     """0 when every shard has its reply."""
-    if len(argv) != 1:
-        print("usage: ray_job.py SPEC_URI", file=sys.stderr)
-        return 2
-    with cast(Any, fsspec.open(argv[0], "rb")) as stream:
+    (uri,) = argv
+    with cast(Any, fsspec.open(uri, "rb")) as stream:
         spec = cast(Json, json.loads(stream.read()))
     left = run(spec)
     print(f"{left} shards are without a reply", flush=True)
-    return 1 if left else 0
+    return min(left, 1)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,11 @@ class Jobs:
         said = await self._json("GET", f"/api/jobs/{job}")
         return JobState(str(said["status"]), str(said.get("message") or ""))
 
+    async def running(self) -> list[str]:
+        """The jobs that are under way."""
+        listed = cast(list[dict[str, Any]], (await self._send("GET", "/api/jobs/")).json())
+        return [str(job["submission_id"]) for job in listed if job["status"] == "RUNNING"]
+
     async def stop(self, job: str) -> None:
         """Ask the job to end."""
         await self._json("POST", f"/api/jobs/{job}/stop")

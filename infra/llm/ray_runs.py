@@ -68,7 +68,8 @@ class RayRun:
         self.missing = list(todo)
         """Shards without a reply; final once `arrivals` has ended."""
         self.name = f"headrace-{uuid.uuid4().hex[:12]}"
-        self.cause = ""
+        self.lost = ModelUnavailable(f"the Ray job {self.name} wrote no reply")
+        """Why shards are missing, once `arrivals` has ended."""
         self._began = time.monotonic()
 
     @property
@@ -93,7 +94,7 @@ class RayRun:
                 for shard in await self._arrived():
                     yield shard
         except ModelUnavailable as error:
-            self.cause = error.message
+            self.lost = error
         finally:
             if jobs is not None and not ended:  # also when its submission was not acknowledged
                 with suppress(ModelUnavailable):
@@ -125,13 +126,16 @@ class RayRun:
         return arrived
 
     async def _ended(self, jobs: Jobs) -> bool:
-        """Has the job ended? `cause` says how; raises ModelUnavailable when Ray cannot be asked for too long."""
+        """Has the job ended? `lost` says how; raises ModelUnavailable when Ray cannot be asked for too long."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 state = await jobs.state(self.name)
-                if state.ended:
-                    self.cause = f"Ray job {self.name} ended as {state.status}{_reason(await jobs.log(self.name))}"
+                if state.ended and state.status != "SUCCEEDED":
+                    log = await jobs.log(self.name)
+                    kept = await asyncio.to_thread(self._shards.write_log, self.name, log)
+                    message = f"the Ray job {self.name} ended as {state.status}{_reason(log)}"
+                    self.lost = ModelUnavailable(message, hint=f"Read its log: {kept}")
             except ModelUnavailable:
                 if time.monotonic() > deadline:
                     raise

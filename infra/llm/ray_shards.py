@@ -3,7 +3,7 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -84,6 +84,12 @@ class Shards:
             self._fs.pipe_file(part, orjson.dumps(spec))
         return str(self._fs.unstrip_protocol(path))
 
+    def write_log(self, name: str, log: str) -> str:
+        """Keep what a job printed, beside the rows that it may quote; its uri."""
+        path = self._path("jobs", f"{name}.log")
+        self._fs.pipe_file(path, log.encode(errors="replace"))
+        return str(self._fs.unstrip_protocol(path))
+
     def arrived(self, shards: Sequence[Shard]) -> list[Shard]:
         """Those of the shards that have a reply."""
         self._fs.invalidate_cache()
@@ -95,10 +101,10 @@ class Shards:
         rows = self._replies(shard)
         return [(request, rows.get(request.hash)) for request in self.requests(shard)]
 
-    def requests(self, shard: Shard) -> Iterator[Request]:
+    def requests(self, shard: Shard) -> list[Request]:
         """The requests of a shard."""
-        for row in self._table("requests", shard).iter_rows(named=True):
-            yield Request.of(orjson.loads(row["body"]), row["revision"])
+        rows = self._table("requests", shard).iter_rows(named=True)
+        return [Request.of(orjson.loads(row["body"]), row["revision"]) for row in rows]
 
     def forget(self, shard: Shard, *, requests: bool = True) -> None:
         """Remove a shard's reply, and its requests when nobody needs them any more."""

@@ -45,6 +45,13 @@ class Together:
         self._look()
         return await future
 
+    async def close(self) -> None:
+        """Stop what is under way: nobody waits for it any more."""
+        batches = list(self._batches)
+        for batch in batches:
+            batch.cancel()
+        await asyncio.gather(*batches, return_exceptions=True)
+
     def _look(self) -> None:
         if self._waiting and len(self._waiting) >= self._going:
             batch, self._waiting = self._waiting, {}

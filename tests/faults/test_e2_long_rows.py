@@ -20,7 +20,8 @@ ROWS = 500
 LONG = [*range(0, ROWS, 50), *range(301, 311)]
 """Twenty rows: spread over the file, and ten in succession."""
 BYTES = 10_000_000
-MEMORY_MB = 512
+MEMORY_MB = {"jsonl": 256, "csv": 256, "parquet": 512}
+"""Less than the long rows together where nothing needs more; a Parquet page is decoded as a whole."""
 
 TAKE = """
 import re, sys
@@ -53,7 +54,7 @@ def write(path: Path) -> None:
         polars.DataFrame(list(rows())).write_parquet(path)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("suffix", MEMORY_MB)
 def test_long_rows_are_quarantined_and_memory_stays_small(
     ledger: str, tmp_path: Path, suffix: str, report: Callable[[str], None]
 ) -> None:
@@ -73,4 +74,4 @@ def test_long_rows_are_quarantined_and_memory_stays_small(
     assert len(refused) == len(LONG)
     assert all("the limit is 1,000,000" in row.reason and row.place.field == "text" for row in refused)
     assert conserved.holds
-    assert int(taken.stdout) < MEMORY_MB
+    assert int(taken.stdout) < MEMORY_MB[suffix]

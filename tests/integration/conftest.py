@@ -17,6 +17,8 @@ from tests.integration.begun_runs import open_run
 SMALL = {
     "HEADRACE_CHUNK_ROWS": "30",
     "HEADRACE_IN_FLIGHT": "8",
+    "HEADRACE_WINDOW": "16",
+    "HEADRACE_OUTAGE_PATIENCE_S": "4",
     "HEADRACE_SPAN_SAMPLE": "0.2",
     "HEADRACE_LEASE_S": "10",
 }

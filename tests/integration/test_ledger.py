@@ -71,7 +71,8 @@ def completion_columns(said: str) -> dict[str, object]:
         "prompt_tokens": 1,
         "completion_tokens": 1,
         "cached_tokens": 0,
-        "request": {},
+        "frame_hash": "b" * 64,
+        "last_message": {"role": "user", "content": "q"},
     }
 
 

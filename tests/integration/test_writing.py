@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -195,6 +195,14 @@ def test_nothing_of_an_abandoned_transaction_comes_back_with_the_next(run_id: st
     with transaction() as db:
         assert copy_new(db, OutcomeRow, [outcome(run_id, "c", 1.0)]) == 1
         assert db.scalar(select(func.count()).where(OutcomeRow.run_id == run_id)) == 2
+
+
+def test_a_second_call_in_a_transaction_writes_its_own_rows_and_no_others(run_id: str) -> None:
+    with transaction() as db:
+        copy_new(db, OutcomeRow, [outcome(run_id, "a", 1.0)])
+        db.execute(delete(OutcomeRow).where(OutcomeRow.run_id == run_id))
+        assert copy_over(db, OutcomeRow, [outcome(run_id, "b", 1.0)]) == 1
+        assert list(db.scalars(select(OutcomeRow.record_key).where(OutcomeRow.run_id == run_id))) == ["b"]
 
 
 def test_rows_are_read_one_at_a_time_and_not_kept(run_id: str) -> None:

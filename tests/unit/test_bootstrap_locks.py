@@ -22,8 +22,9 @@ def test_every_package_of_a_lock_is_pinned_with_a_hash(lock: Path) -> None:
     assert all(re.match(r"\S+==\S+", entry) and "--hash=sha256:" in entry for entry in entries)
 
 
-def test_the_six_locks_are_there() -> None:
-    assert [lock.stem for lock in LOCKS] == ["app", "dev", "engine", "models", "ray", "servers"]
+def test_the_locks_are_there() -> None:
+    rivals = ["rivals-curator", "rivals-distilabel"]
+    assert [lock.stem for lock in LOCKS] == ["app", "dev", "engine", "models", "ray", *rivals, "servers"]
 
 
 def test_the_developers_layer_changes_no_package_of_app() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from domain import errors
 from domain.costs import usd
-from domain.errors import HeadraceError, InputError, Place
+from domain.errors import HeadraceError, InputError, Place, RunUnderWay
 from domain.ledgers import Conservation, Meter, reconcile
 from domain.requests import Usage
 from domain.workloads import Prices
@@ -85,8 +85,11 @@ def test_every_error_says_whether_another_try_can_help_and_what_to_do() -> None:
     own = [kind for kind in descendants(HeadraceError) if kind.__module__ == errors.__name__]
     assert len(own) > 10
     for kind in own:
-        error = kind(Place("f", 1), "broken") if issubclass(kind, InputError) else kind("broken")
         assert isinstance(kind.retryable, bool)
+        if issubclass(kind, RunUnderWay):
+            assert "headrace cancel 12345678" in str(kind("123456789", "host pid 1"))
+            continue
+        error = kind(Place("f", 1), "broken") if issubclass(kind, InputError) else kind("broken")
         assert str(error).endswith(f"broken Fix: {kind.hint}")
     assert {kind.__name__ for kind in own if kind.retryable} == {
         "AnswerGarbled",

@@ -22,7 +22,7 @@ from infra.llm import ray_job
 from infra.llm.ray_engine import RayEngine, RayModel
 from infra.llm.ray_shards import Shard, Shards
 from infra.llm.replies import Reply
-from infra.llm.shared import Shared
+from infra.llm.together import Together
 
 TOKEN = "t0ken"
 Outcome = Callable[[str, int], "str | None"]
@@ -54,6 +54,7 @@ class Cluster:
     environments: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     packages: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     address: str = ""
+    lost: int = 0
 
     @web.middleware
     async def guard(self, asked: web.Request, handler: Any) -> web.StreamResponse:
@@ -71,6 +72,7 @@ class Cluster:
         assert self.packages[body["runtime_env"]["working_dir"]] == ["ray_job.py"]
         assert body["entrypoint"].startswith("python ray_job.py file:///")
         self.environments.append(body["runtime_env"]["env_vars"])
+        self.lost = 0
         spec = json.loads(local(body["entrypoint"].split()[-1]).read_text())
         self.jobs.append([shard["rows"] for shard in spec["shards"]])
         for shard in spec["shards"]:
@@ -83,6 +85,7 @@ class Cluster:
             text = json.loads(asked["body"])["messages"][0]["content"]
             said = self.outcome(text, job)
             if said is None:
+                self.lost += 1
                 return  # the engine died over this shard
             body = "{}" if said == "garbled" else json.dumps(answer(text))
             error = "" if said == "garbled" else said
@@ -91,8 +94,9 @@ class Cluster:
         ray_job.write_table(shard["replies"], rows)
 
     async def state(self, asked: web.Request) -> web.Response:
-        ended = not self.endless or asked.match_info["job"] in self.stopped
-        return web.json_response({"status": "FAILED" if ended else "RUNNING", "message": "…"})
+        ended = "FAILED" if self.lost else "SUCCEEDED"
+        running = self.endless and asked.match_info["job"] not in self.stopped
+        return web.json_response({"status": "RUNNING" if running else ended, "message": "…"})
 
     async def stop(self, asked: web.Request) -> web.Response:
         self.stopped.append(asked.match_info["job"])
@@ -198,6 +202,8 @@ async def test_rows_that_fail_or_are_missing_are_asked_once_more_and_they_alone(
     assert sum(cluster.jobs[1]) == len(twice) < 24
     detail = given["row 0"].tries[0].detail or ""
     assert detail.endswith("ended as FAILED: RuntimeError: the engine is gone")
+    (log,) = [path for path in files(tmp_path) if path.suffix == ".log"]
+    assert "hello" in log.read_text()
 
 
 async def test_an_error_that_a_shard_holds_is_not_taken_for_its_answer(tmp_path: Path) -> None:
@@ -217,6 +223,7 @@ async def test_after_the_second_job_what_is_open_is_unavailable(tmp_path: Path) 
         assert isinstance(given[text].error, ModelUnavailable)
         assert outcomes(given[text]) == [OutcomeClass.UNAVAILABLE] * 2
     assert len(cluster.jobs) == 2
+    assert "Read its log: file://" in str(given["row 0"].error)
 
 
 @pytest.mark.parametrize("token", ["wrong", None])
@@ -273,28 +280,30 @@ async def test_who_waits_for_replies_before_sending_more_is_answered(tmp_path: P
     assert len(cluster.jobs) == 2
 
 
-async def test_calls_made_at_the_same_time_travel_in_one_job(tmp_path: Path) -> None:
-    async with (
-        Cluster().serving() as cluster,
-        engine(cluster, tmp_path, linger_s=0.1) as answering,
-        Shared(answering) as shared,
-    ):
-        given = await asyncio.gather(*(shared.send(row) for row in [*requests(10), request(3)]))
-        later = await shared.send(request(11))
-    assert [reply.completion and reply.completion.text for reply in given[:2]] == ["ROW 0", "ROW 1"]
-    assert given[10] is given[3]
-    assert later.completion
-    assert [sum(job) for job in cluster.jobs] == [10, 1]
+async def test_conversations_that_wait_for_each_other_travel_in_one_job(tmp_path: Path) -> None:
+    async with Cluster().serving() as cluster, engine(cluster, tmp_path, linger_s=0.1) as answering:
+        together = Together(answering)
+
+        async def talk(number: int) -> list[Reply]:
+            with together.conversation():
+                await asyncio.sleep(0)  # the others begin, too
+                first = await together.send(request(number))
+                return [first, await together.send(request(100 + number))] if number % 2 else [first]
+
+        given = await asyncio.gather(*(talk(number) for number in range(10)))
+        await together.close()
+    assert [talked[0].completion and talked[0].completion.text for talked in given[:2]] == ["ROW 0", "ROW 1"]
+    assert [sum(job) for job in cluster.jobs] == [10, 5]
 
 
-async def test_a_call_does_not_wait_for_ever_when_its_stream_ends(tmp_path: Path) -> None:
+async def test_a_batch_that_nobody_waits_for_any_more_is_stopped(tmp_path: Path) -> None:
     async with Cluster(endless=True, outcome=lambda _text, _job: None).serving() as cluster:
         async with engine(cluster, tmp_path, linger_s=0.01) as answering:
-            async with Shared(answering) as shared:
-                call = asyncio.create_task(shared.send(request(1)))
-                await asyncio.sleep(0.3)
-            with pytest.raises(ModelUnavailable):
-                await call
+            together = Together(answering)
+            call = asyncio.create_task(together.send(request(1)))
+            await asyncio.sleep(0.3)
+            call.cancel()
+            await together.close()
         assert len(cluster.stopped) == 1
 
 

@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, String, and_, bindparam, func, literal, select, text
+from sqlalchemy import ARRAY, String, bindparam, func, literal, select, text, true
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.selectable import LateralFromClause
 
 from domain.datasets import Record, Split
 from domain.errors import Place
@@ -31,18 +32,30 @@ def load_unanswered(
     db: Session, run_id: str, tier: TierName, *, after: int, last: int, limit: int, with_cheap: bool
 ) -> list[Unanswered]:
     """The next rows behind position `after` and before `last` without an answer of this tier, in order."""
-    rows, given, cheap = RunRowRow, aliased(AnswerRow), aliased(AnswerRow)
+    rows = RunRowRow
+    given, cheap = _of_row(run_id, tier, AnswerRow.record_key), _of_row(run_id, TierName.CHEAP, AnswerRow.confidence)
     query = (
-        select(rows.position, rows.record_key, cheap.confidence if with_cheap else literal(None))
-        .outerjoin(given, and_(given.run_id == run_id, given.tier == tier, given.record_key == rows.record_key))
-        .where(rows.run_id == run_id, rows.position > after, rows.position < last, given.run_id.is_(None))
+        select(rows.position, rows.record_key, cheap.c.confidence if with_cheap else literal(None))
+        .select_from(rows)
+        .outerjoin(given, true())
+        .where(rows.run_id == run_id, rows.position > after, rows.position < last, given.c.record_key.is_(None))
         .order_by(rows.position)
         .limit(limit)
     )
     if with_cheap:
-        same = and_(cheap.run_id == run_id, cheap.tier == TierName.CHEAP, cheap.record_key == rows.record_key)
-        query = query.outerjoin(cheap, same)
+        query = query.outerjoin(cheap, true())
     return [Unanswered(position, key, confidence) for position, key, confidence in db.execute(query)]
+
+
+def _of_row(run_id: str, tier: TierName, *columns: Any) -> LateralFromClause:
+    """A tier's answer to the row beside it, one index look-up each.
+
+    OFFSET 0 keeps the planner from joining the two tables as a whole: of a table that has just been filled it knows
+    nothing, and a plan that reads every answer for every page takes hours where this takes seconds.
+    """
+    a = AnswerRow
+    query = select(*columns).where(a.run_id == run_id, a.tier == tier, a.record_key == RunRowRow.record_key)
+    return query.correlate(RunRowRow).offset(0).lateral()
 
 
 def load_records(db: Session, version: str, keys: Sequence[str]) -> list[StoredRecord]:
@@ -72,13 +85,15 @@ REUSE = text(
     """
     WITH reused AS (
         INSERT INTO answers (run_id, tier, record_key, request_hash, output, confidence, reasks, tokens, usd, failed)
-        SELECT DISTINCT ON (a.record_key)
-               CAST(:run_id AS varchar), a.tier, a.record_key, a.request_hash,
+        SELECT CAST(:run_id AS varchar), a.tier, a.record_key, a.request_hash,
                a.output, a.confidence, a.reasks, a.tokens, a.usd, NULL
-        FROM run_deployments d JOIN answers a ON a.run_id = d.run_id AND a.tier = d.tier
-        WHERE d.deployment = :deployment AND d.tier = CAST(:tier AS varchar) AND d.run_id <> CAST(:run_id AS varchar)
-          AND a.record_key = ANY (:keys) AND a.failed IS NULL
-        ORDER BY a.record_key, a.run_id
+        FROM unnest(:keys) AS wanted (key) CROSS JOIN LATERAL (
+            SELECT a.*
+            FROM run_deployments d JOIN answers a ON a.run_id = d.run_id AND a.tier = d.tier
+            WHERE d.deployment = :deployment AND d.tier = CAST(:tier AS varchar)
+              AND d.run_id <> CAST(:run_id AS varchar) AND a.record_key = wanted.key AND a.failed IS NULL
+            LIMIT 1
+        ) a
         ON CONFLICT DO NOTHING
         RETURNING run_id, tier, record_key, request_hash, tokens, usd
     ), counted AS (
@@ -115,17 +130,18 @@ class Given:
 
 def load_given(db: Session, run_id: str, *, after: int, last: int, limit: int) -> list[Given]:
     """The next rows behind position `after` and before `last` with both tiers' answers, in order."""
-    rows = RunRowRow
-    tiers = {tier: aliased(AnswerRow) for tier in TierName}
-    columns = [c for a in tiers.values() for c in (a.run_id, a.output, a.confidence, a.tokens, a.usd, a.failed)]
+    rows, a = RunRowRow, AnswerRow
+    columns = (a.run_id, a.output, a.confidence, a.tokens, a.usd, a.failed)
+    tiers = [_of_row(run_id, tier, *columns) for tier in TierName]
     query = (
-        select(rows.position, rows.record_key, *columns)
+        select(rows.position, rows.record_key, *(column for tier in tiers for column in tier.c))
+        .select_from(rows)
         .where(rows.run_id == run_id, rows.position > after, rows.position < last)
         .order_by(rows.position)
         .limit(limit)
     )
-    for tier, a in tiers.items():
-        query = query.outerjoin(a, and_(a.run_id == run_id, a.tier == tier, a.record_key == rows.record_key))
+    for tier in tiers:
+        query = query.outerjoin(tier, true())
     found = cast(list[tuple[Any, ...]], db.execute(query).all())
     return [Given(row[0], row[1], _answer(row[2:8]), _answer(row[8:14])) for row in found]
 
