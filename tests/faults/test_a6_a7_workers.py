@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(400)
 ROWS = 500
 DEADLINE_S = 12.0
 """A worker that answers nothing for half of it is taken as hung."""
-SLOW = Script(rules=RULES, latency_s=0.1)
+SLOW = Script(rules=RULES, latency_s=0.15)
 
 
 def per_worker(run_id: str) -> dict[str, dict[str, int]]:
@@ -36,6 +36,7 @@ def test_the_survivor_takes_the_rows_of_a_killed_worker_and_shares_them_when_it_
         workload = write_workload(folder, strong=[mortal.base_url, survivor.base_url], rows=ROWS)
         flow = foreman.start(workload, run_id)
         wait_for(lambda: answered(run_id) >= ROWS * 0.4, "40 % of the answers")
+        wait_for(lambda: mortal.calls().in_flight >= 4, "calls under way at the worker")
         mortal.end()
         before = survivor.calls.requests
         wait_for(lambda: survivor.calls.requests >= before + 100, "100 more rows at the survivor")
@@ -68,7 +69,7 @@ def test_a_worker_that_hangs_is_found_by_its_lack_of_progress(
     hanging = SLOW if how == "stopped" else SLOW.model_copy(update={"faults": (Fault(kind="hang", after_calls=60),)})
     with fake_worker(hanging, tmp_path) as hung, ScriptedServer(SLOW) as other:
         workload = write_workload(folder, strong=[hung.base_url, other.base_url], rows=ROWS)
-        flow = foreman.start(workload, run_id, HEADRACE_REQUEST_DEADLINE_S=str(DEADLINE_S))
+        flow = foreman.start(workload, run_id, HEADRACE_REQUEST_DEADLINE_S=str(DEADLINE_S), HEADRACE_CHUNK_ROWS=str(ROWS))
         if how == "stopped":
             wait_for(lambda: answered(run_id) >= ROWS * 0.2, "a fifth of the answers")
             hung.signal(signal.SIGSTOP)
