@@ -21,6 +21,8 @@ LOOK_AGAIN_S = 2.0
 """A window that was narrowed for its queue is not narrowed again before the queue had time to shorten."""
 LANE_POLL_S = 0.01
 CONNECT_S = 5.0
+STAYS_S = 0.25
+"""A connection that stays open for so long has somebody at its other end."""
 
 
 class Fleet:
@@ -213,14 +215,27 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 async def _nobody_listens(base_url: str) -> bool:
+    """Whether connections are refused; one that is broken at once says nothing yet.
+
+    A process that ends may close its connections before the socket that takes new ones.
+    """
     address = urlsplit(base_url)
     port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        async with asyncio.timeout(CONNECT_S):
-            _, writer = await asyncio.open_connection(address.hostname, port)
-    except ConnectionRefusedError:
-        return True
-    except (OSError, TimeoutError):
-        return False  # cut off, not gone
-    writer.close()
+    deadline = time.monotonic() + CONNECT_S
+    while time.monotonic() < deadline:
+        try:
+            reader, writer = await asyncio.wait_for(asyncio.open_connection(address.hostname, port), CONNECT_S)
+        except ConnectionRefusedError:
+            return True
+        except (OSError, TimeoutError):
+            return False  # cut off, not gone
+        try:
+            await asyncio.wait_for(reader.read(1), STAYS_S)
+        except TimeoutError:
+            return False
+        except OSError:
+            pass
+        finally:
+            writer.close()
+        await asyncio.sleep(LANE_POLL_S)
     return False

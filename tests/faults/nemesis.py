@@ -27,7 +27,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
 """Nothing that a test waits for takes as long, on whatever machine."""
 WINDOW = 16
-SURROUNDINGS = {"HEADRACE_WINDOW": str(WINDOW), "HEADRACE_IN_FLIGHT": "8", "HEADRACE_LEASE_S": "3"}
+SURROUNDINGS = {
+    "HEADRACE_WINDOW": str(WINDOW),
+    "HEADRACE_IN_FLIGHT": "8",
+    "HEADRACE_LEASE_S": "3",
+    "HEADRACE_CHUNK_ROWS": "300",
+    "HEADRACE_OUTAGE_PATIENCE_S": "120",
+    "HEADRACE_STORE_PATIENCE_S": "90",
+    "HEADRACE_REQUEST_DEADLINE_S": "60",
+}
 
 
 def wait_for(happened: Callable[[], Any], what: str, *, patience_s: float = PATIENCE_S) -> None:
@@ -174,6 +182,11 @@ class FakeWorker:
         """Its counts since it was started."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/_calls", timeout=60) as answer:
             return CallReport.model_validate_json(answer.read())
+
+    def healthy(self) -> bool:
+        """Whether it says so itself."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=60) as answer:
+            return answer.status == 200
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""

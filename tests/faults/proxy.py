@@ -32,6 +32,8 @@ class Plan:
 
     harm: Harm = "cut"
     pattern: bytes = COMMIT
+    after: bytes = b""
+    """Only a pattern in whose transaction this was said before counts."""
     every: int = 1
     most: int = 1_000_000
     seen: int = 0
@@ -57,6 +59,7 @@ class _Link:
     """One connection, and whether anything passes."""
 
     client: asyncio.StreamWriter
+    told: bool = False
     silent: bool = False
     cutting: bool = False
 
@@ -126,7 +129,7 @@ class Proxy:
 
     async def _outward(self, source: asyncio.StreamReader, server: asyncio.StreamWriter, link: _Link) -> None:
         while data := await source.read(65536):
-            if self.plan is not None and self.plan.pattern in data and not link.silent and self.plan.strikes():
+            if self.plan is not None and not link.silent and self._harmful(self.plan, data, link):
                 link.cutting, link.silent = self.plan.harm == "cut", self.plan.harm != "cut"
                 if self.plan.harm == "mute":
                     server.write(data)
@@ -135,6 +138,13 @@ class Proxy:
                 await server.drain()
         if not link.silent:
             server.close()
+
+    def _harmful(self, plan: Plan, data: bytes, link: _Link) -> bool:
+        link.told = link.told or plan.after in data
+        if plan.pattern not in data or not link.told:
+            return False
+        link.told = False
+        return plan.strikes()
 
     async def _homeward(self, source: asyncio.StreamReader, link: _Link) -> None:
         while data := await source.read(65536):
