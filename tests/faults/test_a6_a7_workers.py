@@ -69,7 +69,9 @@ def test_a_worker_that_hangs_is_found_by_its_lack_of_progress(
     hanging = SLOW if how == "stopped" else SLOW.model_copy(update={"faults": (Fault(kind="hang", after_calls=60),)})
     with fake_worker(hanging, tmp_path) as hung, ScriptedServer(SLOW) as other:
         workload = write_workload(folder, strong=[hung.base_url, other.base_url], rows=ROWS)
-        flow = foreman.start(workload, run_id, HEADRACE_REQUEST_DEADLINE_S=str(DEADLINE_S), HEADRACE_CHUNK_ROWS=str(ROWS))
+        flow = foreman.start(
+            workload, run_id, HEADRACE_REQUEST_DEADLINE_S=str(DEADLINE_S), HEADRACE_CHUNK_ROWS=str(ROWS)
+        )
         if how == "stopped":
             wait_for(lambda: answered(run_id) >= ROWS * 0.2, "a fifth of the answers")
             hung.signal(signal.SIGSTOP)
