@@ -100,10 +100,11 @@ def test_passwords_are_needed_and_are_in_no_file_outside_secrets_and_on_no_comma
 
 def test_a_killed_service_is_back_after_the_next_up(settings: Settings) -> None:
     stack.up(settings, only=POSTGRES, report=_ignore)
-    pid = _leader(settings, "postgres")
-    os.kill(pid, signal.SIGKILL)
+    postgres = psutil.Process(_leader(settings, "postgres"))
+    postgres.kill()
+    psutil.wait_procs([postgres], timeout=10)
     after = stack.up(settings, only=POSTGRES, report=_ignore)
-    assert after.services[0].pid != pid
+    assert after.services[0].pid != postgres.pid
     assert _state(settings, "postgres").phase == "healthy"
 
 
