@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.llm.scripted import Fault, Script, ScriptedServer
-from tests.faults.driver import DIED
+from tests.faults.hooks import DIED
 from tests.faults.invariants import Verdict, check, paid
 from tests.faults.material import ROW, RULES, write_workload
 from tests.faults.nemesis import WINDOW, Foreman

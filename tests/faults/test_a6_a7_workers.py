@@ -69,7 +69,9 @@ def test_a_worker_that_hangs_is_found_by_its_lack_of_progress(
     hanging = SLOW if how == "stopped" else SLOW.model_copy(update={"faults": (Fault(kind="hang", after_calls=60),)})
     with fake_worker(hanging, tmp_path) as hung, ScriptedServer(SLOW) as other:
         workload = write_workload(folder, strong=[hung.base_url, other.base_url], rows=ROWS)
-        flow = foreman.start(workload, run_id, HEADRACE_REQUEST_DEADLINE_S=str(DEADLINE_S), HEADRACE_CHUNK_ROWS=str(ROWS))
+        flow = foreman.start(
+            workload, run_id, HEADRACE_REQUEST_DEADLINE_S=str(DEADLINE_S), HEADRACE_CHUNK_ROWS=str(ROWS)
+        )
         if how == "stopped":
             wait_for(lambda: answered(run_id) >= ROWS * 0.2, "a fifth of the answers")
             hung.signal(signal.SIGSTOP)
@@ -77,7 +79,9 @@ def test_a_worker_that_hangs_is_found_by_its_lack_of_progress(
         healthy = hung.healthy() if how == "healthy" else None
         served = other.calls.requests
     verdict, ended = check(run_id), per_worker(run_id)
-    seconds = ask("SELECT coalesce(max(seconds), 0) FROM attempts WHERE run_id = :run AND outcome = 'stalled'", run=run_id)[0][0]
+    seconds = ask(
+        "SELECT coalesce(max(seconds), 0) FROM attempts WHERE run_id = :run AND outcome = 'stalled'", run=run_id
+    )[0][0]
     print(
         f"\nA7 {how}: {verdict}; {ended[hung.base_url].get('stalled')} calls taken away from the hung worker after "
         f"at most {seconds:.1f} s (the deadline is {DEADLINE_S:g} s), {served} calls at the other"
