@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Crashed, Scheduled
 
 from domain.errors import HeadraceError, NotFound
@@ -100,6 +101,8 @@ def start(flow: str, *, parameters: dict[str, Any], workload: str) -> UUID:
 
 @contextmanager
 def _client(doing: str) -> Generator[SyncPrefectClient]:
+    if not PREFECT_API_URL.value():
+        raise PrefectError(f"no Prefect server is configured to {doing}")  # the client would start one of its own
     try:
         with get_client(sync_client=True) as client:
             yield client

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         default=32, ge=1, description="Requests under way at once per model server, at most; it adapts below that."
     )
     window: int = Field(
-        default=256,
+        default=1024,
         ge=1,
         description="Rows under way at once, sent or answered and not yet stored: what a kill may cost.",
     )

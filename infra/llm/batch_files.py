@@ -14,7 +14,9 @@ from domain.ledgers import OutcomeClass
 from domain.prompts import Message
 from domain.requests import Completion, Frame, Request
 from infra.llm.replies import Try
-from infra.llm.wire import Garbled, Json, read_completion
+from infra.llm.wire import Garbled, read_completion
+
+Json = dict[str, Any]
 
 URL = "/v1/chat/completions"
 MAX_REQUESTS = 50_000

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -16,6 +16,7 @@ from domain.errors import ModelError
 from domain.ledgers import Attempt, OutcomeClass, Stage
 from domain.requests import Completion, Request
 from domain.workloads import EngineName, Prices, Tier, TierName
+from infra import leases
 from infra.db.session import retried
 from infra.db.store import calls as store
 from infra.db.store import runs
@@ -76,7 +77,7 @@ class Ledgered:
         self._together = None if opened.online else Together(opened.engine)
         self._asking: dict[str, asyncio.Future[Completion]] = {}
 
-    async def answer(self, pages: AsyncIterable[Sequence[Call]], *, stage: Stage, keep: Keep, told: Told) -> None:
+    async def answer(self, pages: AsyncGenerator[Sequence[Call]], *, stage: Stage, keep: Keep, told: Told) -> None:
         """Settle every call of every page and store it, with what `keep` makes of it; memory is that of a few pages.
 
         `told` hears of each batch once it is stored, in the thread that stored it.
@@ -89,7 +90,10 @@ class Ledgered:
         await Stream(self, stage, keep, told).run(pages)
 
     async def ask(self, call: Call, *, stage: Stage) -> Completion:
-        """One call; raises the ModelError that it ended with, or BudgetReached. The same call at once is made once."""
+        """One call; raises the ModelError that it ended with, BudgetReached or RunCancelled.
+
+        The same call at once is made once.
+        """
         key = call.request.hash
         if (asking := self._asking.get(key)) is not None:
             with self._together.aside() if self._together else nullcontext():
@@ -101,6 +105,7 @@ class Ledgered:
             del self._asking[key]
 
     async def _ask(self, call: Call, stage: Stage) -> Completion:
+        leases.check()
         known = await asyncio.to_thread(self.look_up, [call])
         if completion := known.get(call.request.hash):
             await asyncio.to_thread(self.save, [self.hit(call, completion, stage)])

@@ -32,13 +32,13 @@ class Stream:
         self._over: BudgetReached | None = None
         self._ended = False
 
-    async def run(self, pages: AsyncIterable[Sequence[Call]]) -> None:
+    async def run(self, pages: AsyncGenerator[Sequence[Call]]) -> None:
         """Take every page through; the first error ends it, after what was answered is stored."""
         stop: asyncio.Task[None] | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 stop = group.create_task(self._look_for_stop())
-                group.create_task(self._feed(pages))
+                group.create_task(self._feed_and_close(pages))
                 group.create_task(self._pump())
                 await self._write()
                 stop.cancel()
@@ -49,6 +49,10 @@ class Stream:
                 await self._flush()
         if self._over is not None:
             raise self._over
+
+    async def _feed_and_close(self, pages: AsyncGenerator[Sequence[Call]]) -> None:
+        async with aclosing(pages):
+            await self._feed(pages)
 
     async def _feed(self, pages: AsyncIterable[Sequence[Call]]) -> None:
         async for calls in pages:
