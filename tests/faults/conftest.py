@@ -21,7 +21,7 @@ def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return say
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def foreman(ledger: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreman]:
     """Starts runs as processes of their own."""
     with Foreman(tmp_path_factory.mktemp("runs")) as started:

@@ -15,18 +15,13 @@ import json
 import os
 import selectors
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
-from sqlalchemy import event
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import Pool
 
 from domain.confidences import LabelPrior
 from domain.datasets import Split
@@ -43,9 +38,9 @@ from infra.settings import Settings, load_settings
 from infra.snapshots import read_records, take_snapshot
 from infra.workloads import LoadedWorkload, load_workload
 from tasks.chunking import plan_chunks
+from tests.faults import hooks
 
 CODES: dict[type[HeadraceError], int] = {RunUnderWay: 73, ModelUnavailable: 69, StoreError: 74}
-DIED = 9
 PAGE_ROWS = 2_000
 
 
@@ -157,79 +152,6 @@ def _peak() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def die_at(n: int) -> None:
-    """End this process without a word at the n-th of its points: before and after each commit and each POST.
-
-    The product carries nothing for it: SQLAlchemy's session events and aiohttp's tracing say when. The lease's own
-    thread does not count; when it comes along depends on the time.
-    """
-    reached = 0
-    lock = threading.Lock()
-
-    def point(name: str) -> None:
-        nonlocal reached
-        if threading.current_thread().name == "lease":
-            return
-        with lock:
-            reached += 1
-            if reached == n:
-                print(json.dumps({"died": name, "point": n}), flush=True)
-                os._exit(DIED)
-
-    event.listen(Session, "before_commit", lambda _session: point("before commit"))
-    event.listen(Session, "after_commit", lambda _session: point("after commit"))
-
-    async def before(_http: Any, _context: Any, given: aiohttp.TraceRequestStartParams) -> None:
-        if given.method == "POST":
-            point("before POST")
-
-    async def after(_http: Any, _context: Any, given: aiohttp.TraceRequestEndParams) -> None:
-        if given.method == "POST":
-            point("after POST")
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(before)
-    trace.on_request_end.append(after)
-    aiohttp.ClientSession = partial(aiohttp.ClientSession, trace_configs=[trace])
-
-
-def sign(name: str) -> None:
-    """Tell Postgres on every connection who this is, for the record of writes; no commit is sent for it."""
-
-    def tell(connection: Any, _record: Any) -> None:
-        connection.autocommit = True
-        connection.execute(f"SET application_name = '{name}'")
-        connection.autocommit = False
-
-    event.listen(Pool, "connect", tell)
-
-
-GUARDS = (
-    "lock_timeout",
-    "statement_timeout",
-    "idle_in_transaction_session_timeout",
-    "client_connection_check_interval",
-    "tcp_keepalives_idle",
-    "tcp_keepalives_interval",
-    "tcp_keepalives_count",
-    "tcp_user_timeout",
-)
-"""What keeps a broken network from blocking a row for ever."""
-
-
-def list_guards(to: Path) -> None:
-    """Write down, for every connection that is opened, what Postgres says its time limits are."""
-
-    def note(connection: Any, _record: Any) -> None:
-        connection.autocommit = True
-        found = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", [list(GUARDS)])
-        with to.open("a") as out:
-            out.write(json.dumps(dict(found.fetchall())) + "\n")
-        connection.autocommit = False
-
-    event.listen(Pool, "connect", note)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry one run out, or serve; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.driver")
@@ -244,11 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.serve:
         return serve()
     if options.die_at:
-        die_at(options.die_at)
+        hooks.die_at(options.die_at)
     if options.name:
-        sign(options.name)
+        hooks.sign(options.name)
     if options.guards:
-        list_guards(options.guards)
+        hooks.list_guards(options.guards)
     try:
         said = carry_out(options.workload.resolve(), options.run_id, options.threshold)
     except HeadraceError as error:

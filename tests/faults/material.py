@@ -25,6 +25,8 @@ class Reply(BaseModel):
     echo: str
 '''
 MAX_TOKENS = 64
+ROW = r"Text: [0-9a-f]{16} row \d+: .*"
+"""How a server that has forgotten a conversation finds the row that a re-ask is about."""
 _MARK = re.compile(r"\b[0-9a-f]{16}\b")
 
 

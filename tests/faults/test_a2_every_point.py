@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from infra.llm.scripted import Fault, Script, ScriptedServer
-from tests.faults.driver import DIED
+from tests.faults.hooks import DIED
 from tests.faults.invariants import Verdict, check, paid
-from tests.faults.material import RULES, write_workload
+from tests.faults.material import ROW, RULES, write_workload
 from tests.faults.nemesis import WINDOW, Foreman
 
 pytestmark = pytest.mark.timeout(900)
@@ -35,7 +35,7 @@ def sweep(foreman: Foreman, folder: Path, n: int) -> Swept:
     """A run that dies at its n-th point, and the same run again."""
     run_id = str(uuid.uuid4())
     wrong = Fault(kind="off_schema", match="row 5:", first=1)
-    with ScriptedServer(Script(rules=RULES, faults=(wrong,))) as server:
+    with ScriptedServer(Script(rules=RULES, row_pattern=ROW, faults=(wrong,))) as server:
         workload = write_workload(folder / f"point-{n}", strong=[server.base_url], rows=ROWS)
         flow = foreman.start(workload, run_id, "--die-at", str(n))
         code = flow.wait()

@@ -1,6 +1,7 @@
 """A4 and A5: whoever started a run dies, or the run is paused until another one takes over; only one ever writes."""
 
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_an_orphan_goes_on_alone_and_a_second_start_is_refused(
         refusals = [
             foreman.start(workload, run_id, "--name", "newcomer") for run_id in (second, first)
         ]  # the same dataset under another id, and the very same run
-        codes = [flow.wait() for flow in refusals]
+        assert [flow.wait() for flow in refusals] == [UNDER_WAY] * 2
         said = [flow.last()["error"] for flow in refusals]
         alive = psutil.pid_exists(orphan.pid) and answered(first) < ROWS
         wait_for(lambda: not psutil.pid_exists(orphan.pid), "the orphan's end")
@@ -50,7 +51,7 @@ def test_an_orphan_goes_on_alone_and_a_second_start_is_refused(
         f"them, {written_by('orphan')} by the orphan; {verdict}; {asked_again(rows)} asked again"
     )
     assert alive, "the orphan had ended before anybody else was refused"
-    assert (codes, written_by("newcomer")) == ([UNDER_WAY] * 2, 0)
+    assert written_by("newcomer") == 0
     assert verdict.holds()
     assert (verdict.state, verdict.done, asked_again(rows)) == ("completed", ROWS, 0)
     assert check(second).rows == 0
@@ -69,14 +70,20 @@ def test_a_paused_holder_that_is_replaced_writes_nothing_when_it_wakes(foreman: 
         wait_for(lambda: written_by("taker") > 20, "the second runner's writes")
         before = written_by("paused")
         paused.signal(signal.SIGCONT)
-        code = paused.wait(patience_s=60)
+        began = time.monotonic()
+        code = paused.wait()
+        seconds = time.monotonic() - began
         taker.finish()
         rows = server.calls.rows
     verdict, stale = check(run_id), stale_writes("paused", "taker")
-    print(f"\nA5: {stale} rows written by the resumed holder, which ended with {code}; {verdict}; ", end="")
+    print(
+        f"\nA5: {stale} rows written by the resumed holder, which ended with {code} after {seconds:.1f} s; {verdict}; ",
+        end="",
+    )
     print(f"{asked_again(rows)} asked again (the limit is {WINDOW})")
     assert before > 60
     assert stale == 0
+    assert seconds <= 10
     assert code == 0, "the same run goes on elsewhere, so its end is no failure"
     assert verdict.holds()
     assert verdict.done == ROWS

@@ -1,5 +1,6 @@
 """B1: Postgres is killed with all its processes, again and again, while rows flow; its supervisor starts it again."""
 
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,20 +56,24 @@ def kill_postgres(settings: Settings) -> int:
 def test_a_run_outlives_a_postgres_that_is_killed_three_times(foreman: Foreman, doomed: Settings, folder: Path) -> None:
     run_id, port = str(uuid.uuid4()), ports.remembered(doomed)["postgres"]
     killed: list[int] = []
+    away: list[float] = []
     with ScriptedServer(Script(rules=RULES, latency_s=0.02)) as server:
         workload = write_workload(folder, strong=[server.base_url], rows=ROWS)
         flow = foreman.start(workload, run_id)
         for n in range(KILLS):
             point = (n + 1) * ROWS // (KILLS + 1)
             wait_for(lambda: flow.ended.is_set() or server.calls.answered >= point, "rows")  # noqa: B023
+            began = time.monotonic()
             killed.append(kill_postgres(doomed))
             wait_for(lambda: postgres.answers(doomed, port), "Postgres")
+            away.append(time.monotonic() - began)
         said = flow.finish()
         calls = server.calls
     verdict = check(run_id)
     stored = one("SELECT count(*) FROM answers WHERE run_id = :run", run=run_id)
     print(
-        f"\nB1: Postgres killed {KILLS} times ({', '.join(map(str, killed))} processes); {verdict}; "
+        f"\nB1: Postgres killed {KILLS} times ({', '.join(map(str, killed))} processes; "
+        f"away for {', '.join(f'{seconds:.1f}' for seconds in away)} s); {verdict}; "
         f"{said['acknowledged'] - stored} of {said['acknowledged']} acknowledged rows lost, {calls.requests} calls; "
         "the run was started once"
     )

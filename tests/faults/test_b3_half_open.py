@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.llm.scripted import Script, ScriptedServer
-from tests.faults.driver import GUARDS
+from tests.faults.hooks import GUARDS
 from tests.faults.invariants import check
 from tests.faults.material import RULES, write_workload
 from tests.faults.nemesis import Foreman, behind

@@ -18,6 +18,7 @@ from domain.prompts import baseline
 from domain.requests import Request, Usage, row_request
 from domain.schemas import OutputSchema
 from domain.workloads import Prices, Tier
+from infra.llm.fleet import Fleet
 from infra.llm.gateway import LONGEST_ANSWER, MOST, Gateway
 from infra.llm.metering import read_meter, read_meters
 from infra.llm.replies import Reply
@@ -373,3 +374,19 @@ async def test_what_a_failing_server_says_can_be_stored_whatever_bytes_it_holds(
     assert once.detail is not None
     assert "\0" not in once.detail
     assert len(once.detail.encode()) < 1200
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_worker_is_dead_when_it_takes_no_connections_and_not_when_it_breaks_the_last_one(ends: bool) -> None:
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if ends:  # an ending process may close its connections before its door
+            server.close()
+        else:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    fleet = Fleet([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"], widest=1, stall_s=9, patience_s=9)
+    assert await fleet.died(fleet.workers[0]) is ends
+    server.close()
+    await server.wait_closed()
