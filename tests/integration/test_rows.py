@@ -164,7 +164,7 @@ async def test_every_call_is_an_attempt_and_its_tokens_are_the_servers_own_count
         Fault(kind="status", status=500, first=1, share=0.2),
     )
     with serving(*spoiled) as one, serving() as other:
-        how, given = deployment(one, other), rows_of(60)
+        how, given = deployment(one, other), rows_of(200)
         found = await answer(run_id, how, given, settings)
         tries = attempts(run_id)
         assert set(one.calls.faults) == {"invalid_json", "off_schema", "truncated", "status"}
