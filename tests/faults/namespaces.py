@@ -72,6 +72,7 @@ def cabled() -> Generator[tuple[Namespace, Namespace]]:
             try:
                 _ip("netns", "add", end.name)
             except (OSError, subprocess.CalledProcessError) as error:
+                # Only the kernel can say whether this machine allows it; a partition cannot be played without.
                 said = getattr(error, "stderr", None) or error
                 pytest.skip(f"no network namespaces here (root and iproute2 are needed): {said}")
             made.append(end)

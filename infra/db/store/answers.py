@@ -66,20 +66,22 @@ def save_answers(db: Session, run_id: str, answers: Iterable[StoredAnswer]) -> N
 def load_answers(db: Session, run_id: str, tier: str) -> dict[str, StoredAnswer]:
     """A tier's answers in a run, by record key."""
     rows = db.scalars(select(AnswerRow).where(AnswerRow.run_id == run_id, AnswerRow.tier == tier))
-    return {
-        row.record_key: StoredAnswer(
-            row.record_key,
-            row.tier,
-            row.request_hash,
-            row.output,
-            row.confidence,
-            row.reasks,
-            row.tokens,
-            row.usd,
-            row.failed,
-        )
-        for row in rows
-    }
+    return {row.record_key: answer_of(row) for row in rows}
+
+
+def answer_of(row: AnswerRow) -> StoredAnswer:
+    """A row of the table as the rest of the program knows it."""
+    return StoredAnswer(
+        row.record_key,
+        row.tier,
+        row.request_hash,
+        row.output,
+        row.confidence,
+        row.reasks,
+        row.tokens,
+        row.usd,
+        row.failed,
+    )
 
 
 def save_settled(db: Session, run_id: str, dataset_version: str, settled: Sequence[Outcome | Unanswered]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from infra.db.store.answers import StoredAnswer, StoredScore
+from infra.db.store.answers import StoredAnswer, StoredScore, answer_of
 from infra.db.tables import AnswerRow, AttemptRow, CompletionRow, FrameRow, RecordRow, RunRow, ScoreRow
 
 Json = dict[str, Any]
@@ -83,17 +83,7 @@ def _evidence(
         record_key=record.key,
         record_id=record.record_id,
         inputs=record.inputs,
-        answer=StoredAnswer(
-            answer.record_key,
-            answer.tier,
-            answer.request_hash,
-            answer.output,
-            answer.confidence,
-            answer.reasks,
-            answer.tokens,
-            answer.usd,
-            answer.failed,
-        ),
+        answer=answer_of(answer),
         scores=scores,
         request={**frame, "messages": [*frame["messages"], completion.last_message]} if completion and frame else None,
         text=completion.text if completion else "",

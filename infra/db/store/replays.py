@@ -14,7 +14,7 @@ from domain.outcomes import Outcome
 from domain.prompts import Message
 from domain.requests import Completion, Frame, Request, Usage
 from domain.workloads import TierName
-from infra.db.store.answers import StoredAnswer, StoredScore
+from infra.db.store.answers import StoredAnswer, StoredScore, answer_of
 from infra.db.store.datasets import StoredRecord, stored_record
 from infra.db.tables import (
     AnswerRow,
@@ -138,20 +138,7 @@ def _completion(row: CompletionRow) -> Completion:
 def load_answers(db: Session, run_id: str, keys: Collection[str]) -> dict[tuple[str, str], StoredAnswer]:
     """Answers of a run to these rows, by tier and record key."""
     rows = db.scalars(select(AnswerRow).where(AnswerRow.run_id == run_id, AnswerRow.record_key.in_(list(keys))))
-    return {
-        (row.tier, row.record_key): StoredAnswer(
-            row.record_key,
-            row.tier,
-            row.request_hash,
-            row.output,
-            row.confidence,
-            row.reasks,
-            row.tokens,
-            row.usd,
-            row.failed,
-        )
-        for row in rows
-    }
+    return {(row.tier, row.record_key): answer_of(row) for row in rows}
 
 
 def load_scores(db: Session, run_id: str, keys: Collection[str]) -> dict[tuple[str, str, str], StoredScore]:
