@@ -29,6 +29,7 @@ from infra import leases
 from infra.db.session import transaction
 from infra.db.store import datasets, runs
 from infra.db.tables import AnswerRow
+from infra.llm import gateway_client
 from infra.progress import Progress
 from infra.rows import Deployment, Rows, generate, validate
 from infra.settings import Settings, load_settings
@@ -81,6 +82,7 @@ def route(folder: Path, run_id: str) -> Routed:
     settings = load_settings()
     loaded = load_workload(folder).with_revisions(settings.engine_revisions)
     routed = Routed()
+    gateway_client.start()
     leases.acquire(leases.work_of("route", loaded.workload.name, None), run_id, settings)
     with transaction() as db:
         runs.open_run(db, run_id, kind="route", workload="bench", workload_hash=loaded.hash, spec={}, meters={})
@@ -90,7 +92,7 @@ def route(folder: Path, run_id: str) -> Routed:
         routed.rows = sum(datasets.split_sizes(db, version).values())
     routed.snapshot_seconds = time.perf_counter() - began
     how = deployment(loaded)
-    for chunk in plan_chunks(routed.rows, TIER):
+    for chunk in plan_chunks(routed.rows, TIER, size=settings.chunk_rows):
         _answer(how, Rows(run_id, version, chunk.first, chunk.first + chunk.rows), routed, settings)
     leases.release()
     return routed
@@ -137,7 +139,7 @@ def write_bodies(folder: Path, to: Path) -> int:
 
 def task_runs(rows: int) -> int:
     """Prefect task runs that `route_batch` makes of so many rows."""
-    return OTHER_TASKS + TASKS_A_CHUNK * len(plan_chunks(rows, TIER))
+    return OTHER_TASKS + TASKS_A_CHUNK * len(plan_chunks(rows, TIER, size=load_settings().chunk_rows))
 
 
 def stored_answers(run_id: str) -> int:

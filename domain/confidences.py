@@ -84,19 +84,22 @@ def _chances(tokens: Sequence[Sampled], start: int, labels: Sequence[str]) -> di
     written, reached, begin = "", 1.0, 0
     heirs = known
     for token in tokens:
-        before = token.text[: max(start - begin, 0)]
-        begin += len(token.text)
-        if before == token.text or len(heirs) < 2:
+        sampled, offset = token.text, begin
+        begin += len(sampled)
+        if begin <= start or not sampled:
             continue
+        if len(heirs) < 2:
+            break  # one label is left: what follows changes nothing
+        before = sampled[: max(start - offset, 0)]
         alternatives = token.alternatives
         for text, logprob in alternatives.items():
-            if text != token.text and (others := _heirs(text, before, written, known)):
+            if text != sampled and (others := _heirs(text, before, written, known)):
                 part = reached * math.exp(logprob) / len(others)
                 for label in others:
                     mass[label] += part
-        heirs = _heirs(token.text, before, written, known)
-        reached *= math.exp(alternatives.get(token.text, -math.inf))
-        written += token.text[len(before) :]
+        heirs = _heirs(sampled, before, written, known)
+        reached *= math.exp(alternatives.get(sampled, -math.inf))
+        written += sampled[len(before) :]
     for label in heirs if written else ():
         mass[label] += reached / len(heirs)
     total = sum(max(m, FLOOR) for m in mass.values())

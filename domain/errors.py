@@ -111,6 +111,12 @@ class StaleBundle(HeadraceError):
     hint = "Make a new bundle with `headrace run`."
 
 
+class TooManyQuarantined(HeadraceError):
+    """More of a run's rows are in quarantine than the workload allows; what was answered is stored."""
+
+    hint = "`headrace show RUN --quarantined` says why; mend the rows or the prompt, or raise max_quarantined."
+
+
 class StoreError(HeadraceError):
     """Postgres refused or could not be reached."""
 

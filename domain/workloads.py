@@ -186,6 +186,9 @@ class Workload(_Written):
     tiers: Tiers
     optimizer: Optimizer = Optimizer()
     max_reasks: int = Field(default=1, ge=0, le=5, description="Times a row that fails validation is asked again.")
+    max_quarantined: float = Field(
+        default=0.2, ge=0, le=1, exclude=True, description="Share of a run's rows; with more in quarantine it fails."
+    )
     target: Target = Target()
     judge: Judge = Judge()
 

@@ -42,7 +42,7 @@ def optimize_workload(
     run = open_run("optimize", workload, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
     data = snapshot_dataset(run, max_rows=max_rows)
     prompts = [compile_prompt(run, data, tier) for tier in TierName]
-    generated = {p.tier: [generate_chunk(run, data, p, c) for c in judged_chunks(data, p.tier)] for p in prompts}
+    generated = {p.tier: [generate_chunk(run, data, p, c) for c in judged_chunks(run, data, p.tier)] for p in prompts}
     validated = {p.tier: [validate_chunk(run, data, p, c) for c in generated[p.tier]] for p in prompts}
     scored = [score_tier(run, data, p, validated[p.tier]) for p in prompts]
     shown = [export_evaluation(run, data, p, s) for p, s in zip(prompts, scored, strict=True)]

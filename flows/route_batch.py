@@ -41,7 +41,7 @@ def route_batch(
     run = open_run("route", workload, uri=uri, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
     bundle = load_champion(run)
     data = snapshot_incoming(run, uri=uri, max_rows=max_rows)
-    cheap = [generate_chunk(run, data, bundle, chunk) for chunk in incoming_chunks(data, TierName.CHEAP)]
+    cheap = [generate_chunk(run, data, bundle, chunk) for chunk in incoming_chunks(run, data, TierName.CHEAP)]
     checked = [validate_chunk(run, data, bundle, chunk) for chunk in cheap]
     strong = [generate_chunk(run, data, bundle, chunk.at(TierName.STRONG)) for chunk in checked]
     rechecked = [validate_chunk(run, data, bundle, chunk) for chunk in strong]

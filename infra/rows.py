@@ -32,6 +32,8 @@ from infra.progress import Progress
 from infra.settings import Settings
 
 PAGE_ROWS = 500
+ALL_ROWS = 10_000_000
+"""A page for engines that answer many together: a round of re-asks is one batch, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ async def validate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
     tally = Tally()
     async with (
         open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered,
-        aclosing(_pages(deployment, rows)) as pages,
+        aclosing(_pages(deployment, rows, limit=PAGE_ROWS if ledgered.online else ALL_ROWS)) as pages,
     ):
         async for page in pages:
             wrong = await asyncio.to_thread(_load_wrong, deployment, rows, page)
@@ -168,22 +170,24 @@ async def validate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
     return tally
 
 
-async def _pages(deployment: Deployment, rows: Rows) -> AsyncGenerator[list[paging.Unanswered]]:
+async def _pages(
+    deployment: Deployment, rows: Rows, *, limit: int = PAGE_ROWS
+) -> AsyncGenerator[list[paging.Unanswered]]:
     """The rows of the chunk that this tier is asked about and has not answered, a page at a time."""
     wanted = rows.wanted(deployment.name)
     after = rows.first - 1
     while True:
-        page = await asyncio.to_thread(_load_page, deployment, rows, after)
+        page = await asyncio.to_thread(_load_page, deployment, rows, after, limit)
         if not page:
             return
         after = page[-1].position
         yield [row for row in page if wanted(row)]
 
 
-def _load_page(deployment: Deployment, rows: Rows, after: int) -> list[paging.Unanswered]:
+def _load_page(deployment: Deployment, rows: Rows, after: int, limit: int) -> list[paging.Unanswered]:
     def work(db: Session) -> list[paging.Unanswered]:
         return paging.load_unanswered(
-            db, rows.run_id, deployment.name, after=after, last=rows.last, limit=PAGE_ROWS, with_cheap=rows.cascade
+            db, rows.run_id, deployment.name, after=after, last=rows.last, limit=limit, with_cheap=rows.cascade
         )
 
     return retried(work)

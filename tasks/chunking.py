@@ -6,28 +6,26 @@ from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import bundles
 from infra.rows import Deployment, Rows
-from infra.settings import load_settings
 from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef
 from tasks.running import bundled_deployment, compiled_deployment, load_for
 
 
-def plan_chunks(total: int, tier: TierName) -> list[ChunkRef]:
-    """Cut `total` rows into chunks of the configured size."""
-    size = load_settings().chunk_rows
+def plan_chunks(total: int, tier: TierName, *, size: int) -> list[ChunkRef]:
+    """Cut `total` rows into chunks of at most `size`."""
     return [
         ChunkRef(tier=tier, index=index, first=first, rows=min(size, total - first), total=total)
         for index, first in enumerate(range(0, total, size))
     ]
 
 
-def judged_chunks(data: DatasetRef, tier: TierName) -> list[ChunkRef]:
+def judged_chunks(run: RunRef, data: DatasetRef, tier: TierName) -> list[ChunkRef]:
     """The chunks of calibration and test rows."""
-    return plan_chunks(data.calibration + data.test, tier)
+    return plan_chunks(data.calibration + data.test, tier, size=run.chunk_rows)
 
 
-def incoming_chunks(data: DatasetRef, tier: TierName) -> list[ChunkRef]:
+def incoming_chunks(run: RunRef, data: DatasetRef, tier: TierName) -> list[ChunkRef]:
     """The chunks of rows to route."""
-    return plan_chunks(data.incoming, tier)
+    return plan_chunks(data.incoming, tier, size=run.chunk_rows)
 
 
 def deployment_of(run: RunRef, plan: PromptRef | BundleRef, tier: TierName) -> Deployment:

@@ -20,6 +20,7 @@ class RunRef(Reference):
     workload_hash: str
     tracking_id: str
     engine: EngineName | None = None
+    chunk_rows: int
 
 
 class DatasetRef(Reference):

@@ -21,6 +21,7 @@ from domain.errors import (
     Place,
     RunCancelled,
     RunUnderWay,
+    TooManyQuarantined,
     TraceStoreError,
     WorkloadError,
 )
@@ -29,10 +30,11 @@ from domain.workloads import EngineName, TierName
 from infra import leases, reporting, tracking
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, calls, runs
+from infra.llm import gateway_client
 from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
-from infra.rows import Deployment
-from infra.settings import load_settings
+from infra.rows import ALL_ROWS, Deployment
+from infra.settings import Settings, load_settings
 from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
 from tasks.references import PromptRef, RunRef
@@ -64,6 +66,7 @@ def open_run(
     settings = load_settings()
     loaded = load_workload(find_workload(workload, settings.workloads)).with_revisions(settings.engine_revisions)
     run_id = str(current_flow_run.id)
+    gateway_client.start()
     leases.acquire(leases.work_of(kind, loaded.workload.name, uri), run_id, settings)
     meters = read_meters(_servers(loaded))
     with transaction() as db:
@@ -85,7 +88,14 @@ def open_run(
         workload_hash=loaded.hash,
         tracking_id=_track(run_id, kind, loaded),
         engine=engine,
+        chunk_rows=_chunk_rows(loaded, engine, settings),
     )
+
+
+def _chunk_rows(loaded: LoadedWorkload, engine: EngineName | None, settings: Settings) -> int:
+    """Rows of a task run; an engine that is started for each batch gets everything in one."""
+    engines = {engine or loaded.workload.tiers[name].engine for name in TierName}
+    return settings.chunk_rows if engines == {EngineName.HTTP} else ALL_ROWS
 
 
 def _track(run_id: str, kind: str, loaded: LoadedWorkload) -> str:
@@ -102,17 +112,28 @@ def _track(run_id: str, kind: str, loaded: LoadedWorkload) -> str:
 
 @task(retry_condition_fn=is_retryable)
 def close_run(run: RunRef, _after: object) -> RunRef:
-    """Take the servers' readings again, end the run everywhere and leave its summary in Prefect."""
-    end_run(run.run_id, state="completed")
+    """Take the servers' readings again, end the run everywhere and leave its summary in Prefect.
+
+    Raises TooManyQuarantined, once all of that is done, when the run cannot be called a success.
+    """
+    most = load_for(run).workload.max_quarantined
+    with transaction() as db:
+        rows = runs.conservation(db, run.run_id)
+    failed = rows.quarantined > most * rows.records
+    end_run(run.run_id, state="failed" if failed else "completed")
     with transaction() as db:
         reporting.summarise(
             runs.load_run(db, run.run_id),
-            rows=runs.conservation(db, run.run_id),
+            rows=rows,
             spent=calls.spending(db, run.run_id),
             quarantine=answers.load_quarantine(db, run.run_id),
         )
-    tracking.close(run.tracking_id, failed=False)
+    tracking.close(run.tracking_id, failed=failed)
     leases.release()
+    if failed:
+        raise TooManyQuarantined(
+            f"{rows.quarantined:,} of {rows.records:,} rows are in quarantine; the workload allows {most:.0%}."
+        )
     return run
 
 

@@ -9,7 +9,8 @@ from pydantic import JsonValue
 
 from domain.errors import ModelError
 from domain.workloads import EngineName, Tier
-from infra.llm.gateway import Gateway
+from infra.llm.gateway_client import GatewayClient
+from infra.llm.gateway_link import Opening
 from infra.llm.lengths import Lengths
 from infra.llm.replies import Engine
 from infra.settings import Settings
@@ -33,13 +34,14 @@ async def open_engine(tier: Tier, settings: Settings) -> AsyncGenerator[Opened]:
     """The engine that the tier names; raises ModelError when it has nothing to answer with."""
     if tier.engine is EngineName.HTTP:
         key = settings.model_api_key.get_secret_value() if settings.model_api_key else None
-        async with Gateway(
+        opening = Opening(
             base_urls(tier, settings),
             api_key=key,
             in_flight=settings.in_flight,
             deadline_s=settings.request_deadline_s,
             patience_s=settings.outage_patience_s,
-        ) as gateway:
+        )
+        async with GatewayClient(opening) as gateway:
             yield Opened(gateway, settings.window, gateway.lengths, online=True)
     elif tier.engine is EngineName.RAY:
         from infra.llm.ray_engine import RayModel, embedded_model, ray_engine

@@ -38,13 +38,15 @@ class Fleet:
         self._lane = asyncio.Lock()
         self._suspects = 0
 
-    async def take(self) -> Ticket:
+    async def take(self, *, cautious: bool = False) -> Ticket:
         """A place at the least loaded worker that admits one; waits for it as long as its patience lasts.
+
+        A `cautious` request is no probe for a broken worker while there is one that works.
 
         Raises ModelUnavailable when no worker has answered anything for `patience_s` seconds.
         """
         entered = time.monotonic()
-        while (worker := self._choose()) is None:
+        while (worker := self._choose(cautious=cautious)) is None:
             self._check_patience(entered)
             await self._wait()
         return self._ticket(worker, alone=False)
@@ -145,9 +147,11 @@ class Fleet:
             if seen.waiting > QUEUE_SHARE * worker.window:
                 worker.shrink(time.monotonic() - LOOK_AGAIN_S)
 
-    def _choose(self) -> Worker | None:
+    def _choose(self, *, cautious: bool = False) -> Worker | None:
         now = time.monotonic()
         free = [worker for worker in self.workers if not worker.reserved and worker.admits(now)]
+        if cautious and any(not worker.failures for worker in self.workers):
+            free = [worker for worker in free if not worker.failures]
         return min(free, key=lambda worker: worker.in_flight) if free else None
 
     def _ticket(self, worker: Worker, *, alone: bool) -> Ticket:
@@ -192,10 +196,15 @@ class Fleet:
         timer = asyncio.get_running_loop().call_later(1.0, _resolve, free)
         try:
             await free
+        except asyncio.CancelledError:
+            self._wake()  # the place it may have been given is another's
+            raise
         finally:
             timer.cancel()
 
     def _wake(self) -> None:
+        if not self._waiting:
+            return
         now = time.monotonic()
         free = sum(
             1 if worker.failures else max(0, int(worker.window) - worker.in_flight)

@@ -6,8 +6,7 @@ The protocol is POST {base_url}/chat/completions as documented by OpenAI and ser
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -39,10 +38,9 @@ THROTTLED = frozenset({429, 503})
 """Not now: waited out for as long as anything else is answered, and never counted against the request."""
 FAILED = frozenset({408, 409, 500, 502, 504})
 MOST = {
-    OutcomeClass.FAILED: 5,
-    OutcomeClass.LOST: 5,
+    OutcomeClass.FAILED: 4,
+    OutcomeClass.LOST: 4,
     OutcomeClass.GARBLED: 3,
-    OutcomeClass.STALLED: 3,
     OutcomeClass.TIMEOUT: 1,
     OutcomeClass.REFUSED: 1,
 }
@@ -53,6 +51,8 @@ LONGEST_BACKOFF_S = 20.0
 WATCH_EVERY_S = 0.25
 LOOK_EVERY_S = 2.0
 CONNECT_S = 10.0
+KEPT_S = 4.0
+"""An idle connection is closed before the server does it, vLLM after 5 s: no request meets a closed one."""
 LONGEST_ANSWER = 32 * 1024 * 1024
 """Bytes; an answer of 24 tokens with its log-probabilities has about 50,000."""
 
@@ -115,7 +115,7 @@ class Gateway:
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=KEPT_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
@@ -137,39 +137,6 @@ class Gateway:
         if self._http is not None:
             await self._http.close()
 
-    async def answer(self, requests: AsyncIterable[Request]) -> AsyncGenerator[Reply]:
-        """Send requests as they come, as many at once as the workers take; replies in the order of their arrival."""
-        source = aiter(requests)
-        turn = asyncio.Lock()
-        replies: asyncio.Queue[Reply | None] = asyncio.Queue()
-
-        async def lane() -> None:
-            while True:
-                async with turn:
-                    request = await anext(source, None)
-                if request is None:
-                    replies.put_nowait(None)
-                    return
-                replies.put_nowait(await self.send(request))
-
-        lanes = [asyncio.create_task(lane()) for _ in range(self.in_flight)]
-        going = asyncio.gather(*lanes)
-        # A lane that fails ends the loop below, which would wait for its word otherwise.
-        going.add_done_callback(lambda _: replies.put_nowait(None))
-        try:
-            ended = 0
-            while ended < len(lanes):
-                if (reply := await replies.get()) is not None:
-                    yield reply
-                    continue
-                ended += 1
-                if going.done():
-                    await going
-        finally:
-            going.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await going
-
     async def send(self, request: Request) -> Reply:
         """Ask until there is an answer, a refusal or no try left; a ModelError is in the reply, never raised."""
         if self._http is None:
@@ -179,11 +146,15 @@ class Gateway:
         ride = _Ride(request, orjson.dumps(request.body), self._deadline_s)
         while True:
             try:
-                ticket = await (self.fleet.take_alone() if ride.deaths else self.fleet.take())
+                ticket = await (self._take(ride))
             except ModelUnavailable as error:
                 return Reply(request, ride.tries, None, error)
             started = time.monotonic()
-            result = await self._post(self._http, ticket, ride)
+            try:
+                result = await self._post(self._http, ticket, ride)
+            except asyncio.CancelledError:
+                self.fleet.dropped(ticket)
+                raise
             seconds = time.monotonic() - started
             if isinstance(result, Completion):
                 self.fleet.answered(ticket)
@@ -196,6 +167,11 @@ class Gateway:
                 return Reply(request, ride.tries, None, error)
             await self._pause(ride, result)
 
+    async def _take(self, ride: _Ride) -> Ticket:
+        if ride.deaths:
+            return await self.fleet.take_alone()
+        return await self.fleet.take(cautious=ride.ended(OutcomeClass.STALLED) > 0)
+
     async def _give_up(self, ticket: Ticket, ride: _Ride, failure: _Failure) -> ModelError | None:
         """Tell the fleet how the try ended; the error to end with, or None for another try."""
         outcome = failure.outcome
@@ -207,7 +183,10 @@ class Gateway:
         charged = self._report(ticket, outcome)
         if outcome is OutcomeClass.STALLED:
             ride.left -= ticket.charged
-        elif outcome is not OutcomeClass.UNAVAILABLE:
+            # A row that nobody answers looks like a worker that answers nobody: after its time it is no excuse.
+            charged = ride.ended(outcome) > 1 and time.monotonic() - ride.began >= self._deadline_s
+            return failure.error if charged else None
+        if outcome is not OutcomeClass.UNAVAILABLE:
             ride.left -= ride.tries[-1].seconds
         if outcome is OutcomeClass.THROTTLED:
             waited = time.monotonic() - max(self.fleet.useful, ride.began)

@@ -22,7 +22,7 @@ from infra.db.store import calls as store
 from infra.db.store import runs
 from infra.llm.budgets import Budget
 from infra.llm.engines import Opened, open_engine
-from infra.llm.gateway import Gateway
+from infra.llm.gateway_client import GatewayClient
 from infra.llm.replies import Reply
 from infra.llm.together import Together
 from infra.settings import Settings
@@ -69,6 +69,7 @@ class Ledgered:
     ) -> None:
         self.engine = opened.engine
         self.window = opened.window
+        self.online = opened.online
         self.budget = budget
         self._run_id = run_id
         self._tier = tier
@@ -124,7 +125,7 @@ class Ledgered:
     async def _one(self, request: Request) -> Reply:
         if self._together is not None:
             return await self._together.send(request)
-        return await cast(Gateway, self.engine).send(request)
+        return await cast(GatewayClient, self.engine).send(request)
 
     def conversation(self) -> AbstractContextManager[None]:
         """Wherever single requests of several rows are asked: an engine for batches waits until all have asked."""

@@ -13,6 +13,9 @@ import numpy as np
 from domain.confidences import label_logprobs
 from domain.requests import Completion, Request, Usage
 
+NEVER = -1000.0
+"""A log-probability below this is that of a token which the grammar forbids; its probability is 0 in floats too."""
+
 
 class Garbled(ValueError):
     """A 200 whose body is no chat completion."""
@@ -23,25 +26,22 @@ class _Alternative(msgspec.Struct):
     logprob: float
 
 
-class _Token(msgspec.Struct):
-    token: str
+class _Token(msgspec.Struct, rename={"text": "token"}):
+    text: str
     logprob: float
     top_logprobs: msgspec.Raw
 
     @property
-    def text(self) -> str:
-        """What it spells."""
-        return self.token
-
-    @property
     def alternatives(self) -> dict[str, float]:
-        """What the server listed for the token's place, and the token itself, which a short list may leave out."""
+        """What could have come in the token's place, and the token itself, which a short list may leave out."""
         listed: dict[str, float] = {}
         for other in _ALTERNATIVES.decode(self.top_logprobs):
             text, logprob = other.token, other.logprob
+            if logprob < NEVER:
+                continue
             # Two tokens may read the same (a word piece and a bare byte): their probabilities add up.
             listed[text] = float(np.logaddexp(listed[text], logprob)) if text in listed else logprob
-        return {self.token: self.logprob} | listed
+        return {self.text: self.logprob} | listed
 
 
 class _Logprobs(msgspec.Struct):

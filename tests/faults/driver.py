@@ -32,6 +32,7 @@ from domain.workloads import TierName
 from infra import leases
 from infra.db.session import retried
 from infra.db.store import answers, datasets, paging, runs
+from infra.llm import gateway_client
 from infra.progress import Progress
 from infra.rows import Deployment, Rows, generate, validate
 from infra.settings import Settings, load_settings
@@ -71,13 +72,14 @@ def carry_out(folder: Path, run_id: str, threshold: float | None) -> dict[str, A
     opening = {"workload": loaded.workload.name, "workload_hash": loaded.hash, "spec": {}, "meters": {}}
     retried(lambda db: runs.open_run(db, run_id, kind="route", **opening))
     version, total = _snapshot(folder, loaded, run_id)
-    mine = psutil.Process()
-    before = mine.memory_info().rss
+    family = (os.getpid(), gateway_client.start())
+    before = sum(psutil.Process(one).memory_info().rss for one in family)
     figures = asyncio.run(_answer(loaded, run_id, version, total, threshold, settings))
+    peak = sum(map(_peak, family))
     _settle(run_id, version, total, threshold)
     retried(lambda db: runs.close_run(db, run_id, state="completed", meters={}))
     leases.release()
-    return {**figures, "rows": total, "rss_before": before, "rss_peak": _peak(), "acknowledged": Counted.acknowledged}
+    return {**figures, "rows": total, "rss_before": before, "rss_peak": peak, "acknowledged": Counted.acknowledged}
 
 
 def _snapshot(folder: Path, loaded: LoadedWorkload, run_id: str) -> tuple[str, int]:
@@ -121,7 +123,7 @@ async def _answer(
     figures = {"calls": 0, "cached": 0, "reasks": 0, "failed": 0}
     for tier in TierName if threshold is not None else (TierName.STRONG,):
         how = _deployment(loaded, tier)
-        for chunk in plan_chunks(total, tier):
+        for chunk in plan_chunks(total, tier, size=settings.chunk_rows):
             rows = Rows(run_id, version, chunk.first, chunk.first + chunk.rows, cascade=True, threshold=threshold)
             for step in (generate, validate):
                 kind = Counted if step is generate else Progress
@@ -146,9 +148,9 @@ def _settle(run_id: str, version: str, total: int, threshold: float | None) -> N
         after = last
 
 
-def _peak() -> int:
-    """The most memory that was ever resident, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def _peak(process: int) -> int:
+    """The most memory that a process ever had resident, bytes."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 

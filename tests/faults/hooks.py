@@ -3,24 +3,24 @@
 import json
 import os
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
+
+from infra.llm.gateway_link import Ask, Link, Told
 
 DIED = 9
 """The exit code of a process that ended at one of its points."""
 
 
 def die_at(n: int) -> None:
-    """End this process without a word at the n-th of its points: before and after each commit and each POST.
+    """End this process without a word at the n-th of its points: each commit, request and batch of replies.
 
-    SQLAlchemy's session events and aiohttp's tracing say when. The lease's own thread does not count: when it comes
-    along depends on the time.
+    Before and after a commit, as SQLAlchemy's session events say; before a request is handed to the gateway's process
+    and after replies came from there. The lease's own thread does not count: when it comes along depends on the time.
     """
     reached = 0
     lock = threading.Lock()
@@ -38,18 +38,19 @@ def die_at(n: int) -> None:
     event.listen(Session, "before_commit", lambda _session: point("before commit"))
     event.listen(Session, "after_commit", lambda _session: point("after commit"))
 
-    async def before(_http: Any, _context: Any, given: aiohttp.TraceRequestStartParams) -> None:
-        if given.method == "POST":
-            point("before POST")
+    say, hear = Link[Told].say, Link[Told].data_received
 
-    async def after(_http: Any, _context: Any, given: aiohttp.TraceRequestEndParams) -> None:
-        if given.method == "POST":
-            point("after POST")
+    def saying(link: Link[Told], message: object) -> None:
+        if isinstance(message, Ask):
+            point("before a request")
+        say(link, message)
 
-    trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(before)
-    trace.on_request_end.append(after)
-    aiohttp.ClientSession = partial(aiohttp.ClientSession, trace_configs=[trace])
+    def hearing(link: Link[Told], data: bytes) -> None:
+        hear(link, data)
+        point("after replies")
+
+    setattr(Link, "say", saying)  # noqa: B010 - a type checker minds the plain assignment
+    setattr(Link, "data_received", hearing)  # noqa: B010
 
 
 def sign(name: str) -> None:

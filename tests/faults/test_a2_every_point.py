@@ -58,7 +58,7 @@ def test_a_run_that_dies_anywhere_converges_when_it_is_started_again(foreman: Fo
     print(f"\nA2: {len(died)} points ({kinds}), {len(swept) - len(converged)} that did not converge,", end=" ")
     print(f"at most {max(one.unknown for one in swept)} calls unknown to the ledger (the limit is {WINDOW})")
     assert len(died) >= FEWEST_POINTS
-    assert {one.point for one in died} == {"before commit", "after commit", "before POST", "after POST"}
+    assert {one.point for one in died} == {"before commit", "after commit", "before a request", "after replies"}
     assert converged == swept
     assert all(one.verdict.state == "completed" for one in swept)
     assert max(one.unknown for one in swept) <= WINDOW

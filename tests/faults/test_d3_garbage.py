@@ -14,7 +14,7 @@ from tests.faults.nemesis import Foreman
 pytestmark = pytest.mark.timeout(400)
 GARBAGE = (*BODIES, *WIRES, *ZIPPED)
 BOMB_MIB = 1024
-MOST_CALLS = 5
+MOST_CALLS = 4
 ROWS = 3 * len(GARBAGE)
 MEMORY = 200 * 2**20
 

@@ -245,3 +245,20 @@ def test_a_useless_cheap_tier_is_not_certified_and_is_not_asked_any_more(hopeles
     with transaction() as db:
         outcomes = answers.load_outcomes(db, routed.id)
     assert [(o.tier, o.escalated) for o in outcomes] == [(TierName.STRONG, False)] * 10
+
+
+def test_a_run_with_more_rows_in_quarantine_than_allowed_has_failed_and_kept_everything(
+    running: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    broken = [f'{{"id": "b{n}", "topic": "card"}}' for n in range(16)]
+    with ScriptedServer(KNOWS) as small, ScriptedServer(STRONG) as large:
+        folder = tmp_path_factory.mktemp("workloads") / "spoiled"
+        spoiled = scripted_workloads.write(folder, name="spoiled", cheap=small, strong=large, rows=40, broken=broken)
+        run_id = spoiled.start("optimize-workload")
+        name, message = scripted_workloads.ended(run_id)
+    found = diagnosed(str(run_id))
+    assert (name, found.run.state) == ("Failed", "failed")
+    assert f"16 of {found.rows.records} rows are in quarantine; the workload allows 20%" in message
+    assert found.rows.holds
+    assert (found.rows.pending, found.rows.quarantined) == (0, 16)
+    assert found.rows.outcomes > 0

@@ -243,6 +243,21 @@ def test_a_row_that_is_not_answered_while_others_are_runs_out_of_its_own_time() 
     assert all(reply.completion for reply in others)
 
 
+def test_a_row_that_nobody_answers_ends_after_its_deadline_even_when_it_is_alone() -> None:
+    with ScriptedServer(script(Fault(kind="hang", seconds=30))) as server:
+        (reply,) = send([server.base_url], ask(), deadline_s=0.6)
+    assert outcomes(reply) == [STALLED, STALLED]
+    assert isinstance(reply.error, RequestTimedOut)
+
+
+def test_a_row_that_stalled_is_no_probe_for_the_worker_that_stalled_it() -> None:
+    with ScriptedServer(script(Fault(kind="hang", seconds=30))) as hung, ScriptedServer(SCRIPT) as server:
+        texts = (ask(f"message {n}") for n in range(40))
+        replies = send([hung.base_url, server.base_url], *texts, in_flight=2, deadline_s=0.8)
+    assert all(reply.completion for reply in replies)
+    assert max(outcomes(reply).count(STALLED) for reply in replies) == 1
+
+
 def test_a_connection_that_is_cut_is_opened_again() -> None:
     with ScriptedServer(script(Fault(kind="reset", first=2))) as server:
         (reply,) = send([server.base_url], ask())
