@@ -146,7 +146,7 @@ class Gateway:
         ride = _Ride(request, orjson.dumps(request.body), self._deadline_s)
         while True:
             try:
-                ticket = await (self._take(ride))
+                ticket = await self._take(ride)
             except ModelUnavailable as error:
                 return Reply(request, ride.tries, None, error)
             started = time.monotonic()
