@@ -179,6 +179,8 @@ def _finding(d: Diagnosis) -> dict[str, Any]:
 
 def _said(tokens: Reconciliation) -> str:
     ledger = f"ledger {tokens.ledger_prompt:,} + {tokens.ledger_completion:,}"
+    if tokens.holds is None and not tokens.server.startswith("http"):
+        return f"{ledger}; an engine for batches keeps no counters of its own"
     if tokens.holds is None:
         return f"{ledger}; the server's counters are not known for the whole run (it restarted, or the run did not end)"
     sign = "=" if tokens.holds else "≠"
