@@ -29,7 +29,7 @@ from infra.llm.replies import Reply
 from infra.llm.scripted import Fault, Script, ScriptedServer
 
 ROOT = Path(__file__).parents[2]
-SECRET = "sk-never-in-a-process-list"
+KEPT_QUIET = "the-key-of-the-servers"
 
 
 class Answer(BaseModel):
@@ -195,12 +195,12 @@ def test_it_is_gone_after_stop_and_starts_once() -> None:
 
 
 def test_the_key_is_sent_to_the_server_and_shown_to_nobody() -> None:
-    with ScriptedServer(Script(api_key=SECRET)) as server:
+    with ScriptedServer(Script(api_key=KEPT_QUIET)) as server:
         (refused,) = answer(opening(server.base_url, key="wrong"), ask("message"))
-        (reply,) = answer(opening(server.base_url, key=SECRET), ask("message"))
+        (reply,) = answer(opening(server.base_url, key=KEPT_QUIET), ask("message"))
         process = psutil.Process(gateway_client.start())
-        assert SECRET not in " ".join(process.cmdline())
-        assert SECRET not in " ".join(process.environ().values())
+        assert KEPT_QUIET not in " ".join(process.cmdline())
+        assert KEPT_QUIET not in " ".join(process.environ().values())
     assert isinstance(refused.error, RequestRefused)
     assert reply.completion is not None
 
