@@ -18,13 +18,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.router_methods import METHODS
+from benchmarks.router_methods import METHODS, saving
 from benchmarks.router_populations import Population, populations
 from domain.certificates import Bound
 
 MOST_PROCESSES = 2
 OURS = ("Headrace", "Headrace, all signals at delta/m")
-ONLY_BINARY = ("binomial alone (0/1 only)", "Holm over the grid (0/1 only)")
+ONLY_BINARY = "(0/1 only)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,12 @@ def simulate(population: Population, bound: Bound, *, n: int, draws: int, seed: 
     """Every method on the same draws; the signal, where a method takes one, is the population's last."""
     signal = population.signals[-1]
     graded = "graded" in population.name
-    methods = {name: method for name, method in METHODS.items() if not (graded and name in ONLY_BINARY)}
+    methods = {name: method for name, method in METHODS.items() if not (graded and name.endswith(ONLY_BINARY))}
     broken, chosen, cost = ({name: np.zeros(draws) for name in methods} for _ in range(3))
     for draw in range(draws):
         drawn = population.draw(np.random.default_rng([seed, n, draw]), n)
         for name, method in methods.items():
-            choice = method(drawn, signal, bound)
+            choice = saving(method(drawn, signal, bound), drawn)
             cost[name][draw] = 1.0
             if choice is not None:
                 gap, share = population.truth(choice[0], np.array([choice[1]]))

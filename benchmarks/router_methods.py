@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from benchmarks.router_populations import Drawn
 from domain.certificates import Bound, Certificate, cheapest, grid_of, tune, tune_signals
 from domain.confidences import FloatArray
-from domain.losses import BETTING, EXACT, binomial_p, p_values
+from domain.losses import BETTING, EXACT, PAIRED, binomial_p, p_values
 from domain.tallies import PairedRows, Tally, tally
 from domain.thresholds import fixed_sequence
 
@@ -31,13 +32,6 @@ def headrace_all_signals(drawn: Drawn, signal: str, bound: Bound) -> Choice:
     tuned = tune_signals(drawn.signals, drawn.rows, bound)
     verdict = tuned[name := cheapest(tuned)].verdict
     return (name, verdict.threshold) if isinstance(verdict, Certificate) else None
-
-
-def best_of_uncorrected(drawn: Drawn, signal: str, bound: Bound) -> Choice:
-    """Every signal at the whole of delta, then the cheapest: wrong."""
-    choices = {name: headrace(drawn, name, bound) for name in drawn.signals}
-    found = [(len(drawn.rows) - int((drawn.signals[name] >= c[1]).sum()), c) for name, c in choices.items() if c]
-    return min(found)[1] if found else None
 
 
 def _sequence(test: str) -> Method:
@@ -97,13 +91,22 @@ def _prepared(drawn: Drawn, signal: str) -> tuple[PairedRows, FloatArray, Tally]
     return rows, grid, tally(rows, grid)
 
 
-def _last(signal: str, grid: FloatArray, passed: np.typing.NDArray[np.bool_]) -> Choice:
+def _last(signal: str, grid: FloatArray, passed: npt.NDArray[np.bool_]) -> Choice:
     return (signal, float(grid[passed.sum() - 1])) if passed.any() else None
+
+
+def saving(choice: Choice, drawn: Drawn) -> Choice:
+    """The choice, where it costs less than always-strong on the rows drawn; else None, whoever chose."""
+    if choice is None:
+        return None
+    kept = drawn.signals[choice[0]] >= choice[1]
+    return choice if drawn.rows.cheap_usd.sum() < drawn.rows.strong_usd[kept].sum() else None
 
 
 METHODS: dict[str, Method] = {
     "Headrace": headrace,
     "Headrace, all signals at delta/m": headrace_all_signals,
+    "paired alone (0/1 only)": _sequence(PAIRED),
     "betting alone": _sequence(BETTING),
     "binomial alone (0/1 only)": _sequence(EXACT),
     "CLT + fixed sequence": clt,

@@ -28,8 +28,15 @@ class Drawn:
 class Population(Protocol):
     """Where rows come from, and the truth about every threshold."""
 
-    name: str
-    signals: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The confidences there are."""
+        ...
 
     def draw(self, rng: np.random.Generator, n: int) -> Drawn:
         """n independent rows."""
@@ -85,7 +92,7 @@ class TablePopulation:
 
 @dataclass(frozen=True)
 class KnownLaw:
-    """Confidence uniform on (0, 1); the cheap model's mean quality is low + (high - low) times it, the strong one's fixed.
+    """Confidence uniform on (0, 1); the cheap model's mean quality is low + (high - low) times it, the strong's fixed.
 
     Graded: both qualities are beta distributed about these means. The gap at t is the integral of strong - cheap.
     """
@@ -105,9 +112,10 @@ class KnownLaw:
         if self.graded:
             cheap, strong = rng.beta(6 * mean, 6 * (1 - mean)), rng.beta(6 * self.strong, 6 * (1 - self.strong), n)
         else:
-            cheap, strong = (rng.random(n) < mean) * 1.0, (rng.random(n) < self.strong) * 1.0
+            cheap, strong = (rng.random(n) < mean), (rng.random(n) < self.strong)
         usd = (np.full(n, price) for price in self.usd)
-        return Drawn(PairedRows(confidence, cheap, strong, *usd), {self.signals[0]: confidence})
+        rows = PairedRows(confidence, cheap.astype(np.float64), strong.astype(np.float64), *usd)
+        return Drawn(rows, {self.signals[0]: confidence})
 
     def truth(self, signal: str, thresholds: FloatArray) -> tuple[FloatArray, FloatArray]:
         """By the law."""

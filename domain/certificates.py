@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from domain.canonical import digest
 from domain.confidences import FloatArray
 from domain.intervals import Interval, gap_interval, mean_interval
 from domain.losses import BETTING, EXACT, PAIRED, Goal, betting_p, binomial_p, choose_test, p_values
+from domain.promises import promise
 from domain.shortfalls import rows_needed
 from domain.tallies import PairedRows, Tally, is_binary, tally
 from domain.thresholds import GRID_POINTS, fixed_sequence, grid_of, signal_level
@@ -218,7 +220,7 @@ def _alone(quality: FloatArray, usd: FloatArray) -> Alone:
     return Alone(float(quality.mean()), float(usd.mean())) if len(quality) else Alone(0.0, 0.0)
 
 
-def _curve(tested: _Tested, passed: np.typing.NDArray[np.bool_]) -> list[CurvePoint]:
+def _curve(tested: _Tested, passed: npt.NDArray[np.bool_]) -> list[CurvePoint]:
     sums, gaps, costs = tested.sums, tested.sums.gap, tested.sums.cost
     return [
         CurvePoint(
@@ -290,24 +292,3 @@ def _refusal(tested: _Tested, *, any_passed: bool, strong_usd: FloatArray) -> No
 
 def _hash(grid: FloatArray) -> str:
     return digest([float(threshold) for threshold in grid])
-
-
-def promise(target: Goal, *, n: int, metric: str = "the workload's metric") -> str:
-    """The words of the guarantee, as they are to be printed."""
-    same = "agreement with the strong model's answers; it is not about correctness"
-    bound = {
-        "absolute": f"the expected quality of the deployed cascade, as measured by {metric}, is at least that of the "
-        f"strong model minus {target.eps:g}",
-        "relative": f"the expected quality of the deployed cascade, as measured by {metric}, is at least "
-        f"{1 - target.eps:g} times that of the strong model",
-        "agreement": "the expected share of requests whose cheap answer is kept and differs from the strong model's "
-        f"is at most {target.eps:g} (this is {same})",
-    }[target.kind]
-    return (
-        f"If future requests are drawn from the same distribution as the {n} calibration rows and are served by the "
-        f"same model versions, prompts and decoding settings, then with probability at least {1 - target.delta:g} over "
-        "the draw of those rows, either Headrace reported not certified (and routes everything to the strong model), "
-        f"or {bound}. This is a statement about the average over requests, not about each request or each subgroup; it "
-        "is exact for the sample size used, makes no assumption on the confidence score, and says nothing about cost "
-        "(whose estimate and interval are reported) nor about the metric's own errors."
-    )

@@ -13,7 +13,7 @@ def gap_interval(loss: float, squares: float, n: int) -> Interval:
     """Interval of a mean loss in [-1, 1], from the sum of n losses and of their squares.
 
     Bonett and Price's (Stat. Methods Med. Res. 2012): one row made worse and one made better are added, so that no
-    rows that differ still leave a width. It takes the threshold as given: that it was chosen on these rows is not in it.
+    rows that differ still leave a width. It takes the threshold as given: that it was chosen on these rows is left out.
     """
     m = n + 2
     centre = loss / m

@@ -5,9 +5,9 @@ the bound. The choice depends on the kind of target, on whether quality is 0/1 a
 a test came out.
 
 - One-sided exact binomial (Clopper-Pearson): counts rows made worse, ignores rows made better.
-- Exact paired trinomial (Berger and Boos, JASA 1994): both counts; the unknown share of rows that differ is bounded first.
+- Exact paired trinomial (Berger and Boos, JASA 1994): both counts; the share of rows that differ is bounded first.
 - WSR betting (Waudby-Smith and Ramdas, arXiv 2010.09686): any loss in a known range, rows in an order free of labels.
-- Empirical Bernstein (Maurer and Pontil, arXiv 0907.3740): from two moments only, for more rows than betting has time for.
+- Empirical Bernstein (Maurer and Pontil, arXiv 0907.3740): from two moments, where betting would take long.
 """
 
 import math
@@ -31,9 +31,13 @@ FEW_EXPECTED = 10
 """Below so many expected losses at the bound (n eps) the binomial test is the sharper one."""
 BETTING_ROWS = 100_000
 """Betting looks at every row for every threshold: up to so many."""
-NEGLIGIBLE = 1e-12
+PRIOR_ROWS = 3
+"""Rows that differ, added before the standard deviation is taken: none that differ is not a deviation of none."""
+SHARES = 12
+"""Shares of rows that differ over which the largest p-value is sought, then as many about the one that was found."""
 SPAN = 6.5
 """Standard deviations of a binomial that are summed; what lies beyond is added to the p-value."""
+NEGLIGIBLE = 1e-9
 
 
 class Goal(Protocol):
@@ -89,32 +93,53 @@ def binomial_p(worse: FloatArray, n: int, eps: float) -> FloatArray:
 def paired_p(worse: FloatArray, better: FloatArray, n: int, eps: float, *, beta: float = BETA) -> FloatArray:
     """Exact p-values of "(worse - better)/n is eps or more in truth", for 0/1 quality; 1 where it is so on these rows.
 
-    The share q of rows that differ is at most `hi` with probability 1 - beta. Given q the p-value is exact; the largest
-    over q in [eps, hi] plus beta holds for every q. It stands at hi; other points are looked at in case it does not.
+    The share q of rows that differ lies in its exact interval at level 1 - beta. Given q, every outcome at least as far
+    below eps as this one, in its own standard errors, is summed; the largest sum over the q of the interval, plus beta,
+    holds for every q. Distance in standard errors, not in rows, is what makes the sum nearly the same for every q.
     """
     differ, net = worse + better, worse - better
-    with np.errstate(invalid="ignore"):
-        hi = np.where(differ < n, special.betaincinv(differ + 1, np.maximum(n - differ, 1), 1 - beta), 1.0)
+    low = np.where(differ > 0, special.betaincinv(np.maximum(differ, 1), n - differ + 1, beta / 2), 0.0)
+    high = np.where(differ < n, special.betaincinv(differ + 1, np.maximum(n - differ, 1), 1 - beta / 2), 1.0)
+    distance = (net - n * eps) / _deviation(differ, n, eps)
     found = np.full(len(worse), 1.0)
-    found[hi <= eps] = beta  # to lose eps, at least eps of the rows must differ
-    points = 5 if n <= BETTING_ROWS else 2
-    for i in np.flatnonzero((hi > eps) & (net < n * eps)):
-        tail = _bennett(n, eps - net[i] / n, variance=hi[i] - eps**2, reach=1 + eps)
-        if tail > NEGLIGIBLE:
-            shares = np.linspace(eps, hi[i], points + 1)[1:]
-            tail = max(_net_at_most(int(net[i]), n, float(q), eps) for q in shares)
-        found[i] = min(1.0, beta + tail)
+    found[high <= eps] = beta  # to lose eps, at least eps of the rows must differ
+    for i in np.flatnonzero((high > eps) & (net < n * eps)):
+        interval = max(float(low[i]), eps), float(high[i])
+        found[i] = min(1.0, beta + _as_far(float(distance[i]), n, eps, interval))
     return found
 
 
-def _net_at_most(net: int, n: int, q: float, eps: float) -> float:
-    """P(worse - better <= net) when a share q of n rows differs and the mean loss is eps."""
-    deviation = math.sqrt(n * q * (1 - q))
-    differ = np.arange(max(0, math.floor(n * q - SPAN * deviation)), min(n, math.ceil(n * q + SPAN * deviation)) + 1)
-    chance = np.exp(_log_choose(n, differ) + special.xlogy(differ, q) + special.xlog1py(n - differ, -q))
-    most = np.floor((differ + net) / 2)  # rows made worse, of those that differ
-    below = np.where(most < 0, 0.0, special.bdtr(np.clip(most, 0, differ), differ, (1 + eps / q) / 2))
-    return float((chance * below).sum() + max(0.0, 1 - chance.sum()))
+def _deviation(differ: FloatArray, n: int, eps: float) -> FloatArray:
+    """Standard deviation of (worse - better) when so many rows differ and the mean loss is eps."""
+    share = np.maximum((differ + PRIOR_ROWS) / (n + PRIOR_ROWS), eps)
+    return np.sqrt(n * (share - eps**2))
+
+
+def _as_far(distance: float, n: int, eps: float, interval: tuple[float, float]) -> float:
+    """The largest P(an outcome is as many standard deviations under eps) over shares of rows that differ."""
+    ends = np.array(interval)
+    spread = SPAN * np.sqrt(n * ends * (1 - ends))
+    fewest, most = max(0, math.floor((n * ends - spread).min())), min(n, math.ceil((n * ends + spread).max()))
+    nearest = -distance * float(_deviation(np.array([fewest]), n, eps)[0]) / n
+    if _bennett(n, nearest, variance=interval[1] - eps**2, reach=1 + eps) < NEGLIGIBLE:
+        return NEGLIGIBLE
+    differ = np.arange(fewest, most + 1, dtype=np.float64)
+    net = np.floor(n * eps + distance * _deviation(differ, n, eps) + 1e-6)  # the observed outcome is one of them
+    worse = np.floor((differ + net) / 2)
+    ways = _log_choose(n, differ)
+
+    def chances(shares: FloatArray) -> FloatArray:
+        q = shares[:, None]
+        chance = np.exp(ways + special.xlogy(differ, q) + special.xlog1py(n - differ, -q))
+        below = np.where(worse < 0, 0.0, special.bdtr(np.clip(worse, 0, differ), differ, (1 + eps / q) / 2))
+        return (chance * below).sum(axis=1) + np.maximum(0.0, 1 - chance.sum(axis=1))
+
+    shares = np.linspace(*interval, SHARES if n <= BETTING_ROWS else 3)
+    found = chances(shares)
+    top = int(found.argmax())
+    about = float(shares[max(0, top - 1)]), float(shares[min(len(shares) - 1, top + 1)])
+    finer = np.linspace(*about, len(shares))
+    return float(max(found.max(), chances(finer).max()))
 
 
 def _log_choose(n: int, k: FloatArray) -> FloatArray:

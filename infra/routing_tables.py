@@ -2,21 +2,24 @@
 
 import csv
 import hashlib
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import csv as arrow_csv
 
 from domain.confidences import FloatArray
 from domain.datasets import excerpt
 from domain.errors import DatasetError, Place
 from domain.losses import BETTING_ROWS
 from domain.tallies import PairedRows
+
+pyarrow: Any = importlib.import_module("pyarrow")
+arrow_csv: Any = importlib.import_module("pyarrow.csv")
+compute: Any = importlib.import_module("pyarrow.compute")
 
 SALT = b"headrace certify\0"
 """Rows are ordered by the hash of this and their id, which knows nothing of the labels."""
@@ -52,7 +55,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """The rows in an order free of labels, one array of confidences a signal (`rows.confidence` is empty of meaning)."""
+    """The rows in an order free of labels, and an array of confidences a signal; `rows.confidence` means nothing."""
 
     rows: PairedRows
     signals: dict[str, FloatArray]
@@ -83,7 +86,7 @@ def read_table(file: Path, *, signals: Sequence[str] = (), agreement: bool = Fal
     order = _order(table[columns.id].to_pylist()) if len(table) <= BETTING_ROWS else slice(None)
 
     def values(name: str) -> FloatArray:
-        return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)[order]
+        return np.asarray(table[name].cast(pyarrow.float64()).to_numpy(), dtype=np.float64)[order]
 
     strong_cost = values(columns.strong_cost)
     cheap = values(columns.agreement or columns.cheap_quality or "")
@@ -109,9 +112,9 @@ def _columns_of(file: Path, header: list[str], signals: Sequence[str], *, agreem
         found = same or begun
         if len(found) == 1:
             return found[0]
-        what = f"several columns could be {beginnings[0]!r}: " if found else f"there is no column {beginnings[0]!r} in: "
+        what = "several columns could be" if found else "there is no column"
         hint = f"Call one column {beginnings[0]!r}; columns are separated by commas."
-        raise DatasetError(place, what + ", ".join(found or header)[:300], hint=hint)
+        raise DatasetError(place, f"{what} {beginnings[0]!r} in: {', '.join(found or header)[:300]}", hint=hint)
 
     fixed = Columns(
         id=find("id", "row_id", exact=True),
@@ -145,10 +148,10 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _load(file: Path, columns: Columns) -> pa.Table:
+def _load(file: Path, columns: Columns) -> Any:
     """The columns that count, as Arrow's; what stands in the file and is no number is looked for line by line."""
     numbers = [*columns.qualities, *columns.costs, *(columns.signals if columns.declared else ())]
-    types = {columns.id: pa.string(), **dict.fromkeys(numbers, pa.float64())}
+    types = {columns.id: pyarrow.string(), **dict.fromkeys(numbers, pyarrow.float64())}
     options = arrow_csv.ConvertOptions(
         column_types=types,
         null_values=NOTHING,
@@ -158,7 +161,7 @@ def _load(file: Path, columns: Columns) -> pa.Table:
         table = arrow_csv.read_csv(
             str(file), convert_options=options, parse_options=arrow_csv.ParseOptions(newlines_in_values=True)
         )
-    except pa.ArrowInvalid as error:
+    except pyarrow.ArrowInvalid as error:
         _find_damage(file, numbers)
         raise DatasetError(Place(str(file)), f"it is no table: {excerpt(str(error))}") from error
     if not len(table):
@@ -166,23 +169,23 @@ def _load(file: Path, columns: Columns) -> pa.Table:
     return table
 
 
-def _numeric(table: pa.Table, columns: Columns) -> list[str]:
+def _numeric(table: Any, columns: Columns) -> list[str]:
     """The signals; where none was named, every other column of numbers."""
     if columns.declared:
         return list(columns.signals)
     return [
         name
         for name in columns.signals
-        if pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)
+        if pyarrow.types.is_integer(table[name].type) or pyarrow.types.is_floating(table[name].type)
     ]
 
 
-def _check(file: Path, table: pa.Table, columns: Columns) -> None:
+def _check(file: Path, table: Any, columns: Columns) -> None:
     """Refuse what no certificate can be computed from, the first row first of the first column that is wrong."""
     ids = table[columns.id]
-    for row in np.flatnonzero(pc.equal(ids, "").to_numpy(zero_copy_only=False))[:1]:
+    for row in np.flatnonzero(compute.equal(ids, "").to_numpy(zero_copy_only=False))[:1]:
         raise _wrong(file, int(row), columns.id, "the id is missing", "Give each row an id of its own.")
-    if pc.count_distinct(ids).as_py() != len(table):
+    if compute.count_distinct(ids).as_py() != len(table):
         seen: dict[str, int] = {}
         for row, name in enumerate(ids.to_pylist()):
             if (first := seen.setdefault(name, row)) != row:
@@ -195,14 +198,14 @@ def _check(file: Path, table: pa.Table, columns: Columns) -> None:
             low_or_high |= (value != 0) & (value != 1)
         for row in np.flatnonzero(low_or_high)[:1]:
             hint = "Write 1 where the two answers are the same, else 0." if columns.agreement else QUALITY_HINT
-            raise _wrong(file, int(row), name, _said(value[row], "a quality in [0, 1]"), hint)
+            raise _wrong(file, int(row), name, _said(float(value[row]), "a quality in [0, 1]"), hint)
     for name in columns.costs:
         value = _floats(table, name)
         for row in np.flatnonzero(~((value >= 0) & np.isfinite(value)))[:1]:
-            raise _wrong(file, int(row), name, _said(value[row], "a cost"), COST_HINT)
+            raise _wrong(file, int(row), name, _said(float(value[row]), "a cost"), COST_HINT)
 
 
-def _floats(table: pa.Table, name: str) -> FloatArray:
+def _floats(table: Any, name: str) -> FloatArray:
     return np.asarray(table[name].to_numpy(), dtype=np.float64)
 
 
