@@ -1,12 +1,15 @@
-"""A1: the process of a run is killed, again and again, and the run is started again under its own id."""
+"""A1: the process of a run, or that of its gateway, is killed, and the run is started again under its own id."""
 
 import random
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 
+from domain.errors import ModelUnavailable
 from infra.llm.scripted import Script, ScriptedServer
+from tests.faults.driver import CODES
 from tests.faults.invariants import answered, check, one, stored_rows
 from tests.faults.material import RULES, seen_as, write_workload
 from tests.faults.nemesis import WINDOW, Foreman, asked_again, wait_for
@@ -45,6 +48,30 @@ def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(foreman: Foreman, f
     )
     assert (lost, twice, misaligned, resent) == (0, 0, 0, set())
     assert max(again) <= WINDOW
+
+
+def test_a_run_whose_gateway_is_killed_says_so_and_goes_on_when_it_is_started_again(
+    foreman: Foreman, folder: Path
+) -> None:
+    run_id = str(uuid.uuid4())
+    with ScriptedServer(Script(rules=RULES, latency_s=0.03)) as server:
+        workload = write_workload(folder, strong=[server.base_url], rows=ROWS)
+        flow = foreman.start(workload, run_id)
+        wait_for(lambda: answered(run_id) >= ROWS * 0.4, "40 % of the answers")
+        (gateway,) = psutil.Process(flow.pid).children()
+        gateway.kill()
+        code = flow.wait()
+        kept = stored_rows(run_id)
+        foreman.start(workload, run_id).finish()
+        rows = server.calls.rows
+    verdict = check(run_id)
+    print(f"\nA1, the gateway: {verdict}; {asked_again(rows)} asked again (the limit is {WINDOW})")
+    assert code == CODES[ModelUnavailable], flow.said()
+    assert ROWS * 0.4 <= len(kept) < ROWS
+    assert verdict.holds()
+    assert (verdict.state, verdict.done) == ("completed", ROWS)
+    assert {row for row in kept if rows[seen_as(row)] != 1} == set()
+    assert asked_again(rows) <= WINDOW
 
 
 def wait_for_silence() -> None:
