@@ -21,6 +21,7 @@ from rich.table import Table
 from benchmarks.router_methods import METHODS, saving
 from benchmarks.router_populations import Population, populations
 from domain.certificates import Bound
+from domain.tallies import is_binary
 
 MOST_PROCESSES = 2
 OURS = ("Headrace", "Headrace, all signals at delta/m")
@@ -52,11 +53,13 @@ def pass_line(delta: float, draws: int) -> float:
     return delta + 2 * float(np.sqrt(delta * (1 - delta) / draws))
 
 
-def simulate(population: Population, bound: Bound, *, n: int, draws: int, seed: int = 0) -> list[Cell]:
-    """Every method on the same draws; the signal, where a method takes one, is the population's last."""
+def simulate(
+    population: Population, bound: Bound, *, n: int, draws: int, seed: int = 0, only: Sequence[str] = tuple(METHODS)
+) -> list[Cell]:
+    """The methods on the same draws; the signal, where a method takes one, is the population's last."""
     signal = population.signals[-1]
-    graded = "graded" in population.name
-    methods = {name: method for name, method in METHODS.items() if not (graded and name.endswith(ONLY_BINARY))}
+    graded = not is_binary(population.draw(np.random.default_rng(seed), n).rows)
+    methods = {name: METHODS[name] for name in only if not (graded and name.endswith(ONLY_BINARY))}
     broken, chosen, cost = ({name: np.zeros(draws) for name in methods} for _ in range(3))
     for draw in range(draws):
         drawn = population.draw(np.random.default_rng([seed, n, draw]), n)

@@ -6,6 +6,7 @@ and the first failure stops the search (domain/thresholds.py), so that the last 
 probability at least 1 - delta over the draw of the rows. The tests are in domain/losses.py.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -190,13 +191,14 @@ def tune_signals(
 
 
 def cheapest(tuned: Mapping[str, Tuned]) -> str:
-    """The signal whose certified cascade costs least; without any, the one whose first threshold came nearest."""
+    """The signal whose certified cascade costs least; without any, the one that needs the fewest rows."""
 
-    def rank(name: str) -> tuple[bool, float]:
+    def rank(name: str) -> tuple[bool, float, float]:
         verdict = tuned[name].verdict
         if isinstance(verdict, Certificate):
-            return False, verdict.cost
-        return True, 2.0 if verdict.p_value is None else verdict.p_value
+            return False, verdict.cost, 0.0
+        p = 2.0 if verdict.p_value is None else verdict.p_value
+        return True, math.inf if verdict.rows_needed is None else verdict.rows_needed, p
 
     return min(tuned, key=rank)
 

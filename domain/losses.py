@@ -33,9 +33,9 @@ BETTING_ROWS = 100_000
 """Betting looks at every row for every threshold: up to so many."""
 PRIOR_ROWS = 3
 """Rows that differ, added before the standard deviation is taken: none that differ is not a deviation of none."""
-SHARES = 12
+SHARES = 8
 """Shares of rows that differ over which the largest p-value is sought, then as many about the one that was found."""
-SPAN = 6.5
+SPAN = 5.5
 """Standard deviations of a binomial that are summed; what lies beyond is added to the p-value."""
 NEGLIGIBLE = 1e-9
 
@@ -73,7 +73,8 @@ def p_values(rows: PairedRows, tally: Tally, grid: FloatArray, goal: Goal, *, te
     if test == EXACT:
         return binomial_p(tally.worse, tally.n, goal.eps)
     if test == PAIRED:
-        return paired_p(tally.worse, tally.better, tally.n, goal.eps, beta=min(BETA, BETA_SHARE * level))
+        beta = min(BETA, BETA_SHARE * level)
+        return paired_p(tally.worse, tally.better, tally.n, goal.eps, beta=beta, enough=2 * level)
     rho = goal.eps if goal.kind == "relative" else 0.0
     bound, high = (0.0, 1 - rho) if goal.kind == "relative" else (goal.eps, 1.0)
     if test == BERNSTEIN:
@@ -90,12 +91,15 @@ def binomial_p(worse: FloatArray, n: int, eps: float) -> FloatArray:
     return np.asarray(special.bdtr(worse, n, eps), dtype=np.float64)
 
 
-def paired_p(worse: FloatArray, better: FloatArray, n: int, eps: float, *, beta: float = BETA) -> FloatArray:
+def paired_p(
+    worse: FloatArray, better: FloatArray, n: int, eps: float, *, beta: float = BETA, enough: float = 1.0
+) -> FloatArray:
     """Exact p-values of "(worse - better)/n is eps or more in truth", for 0/1 quality; 1 where it is so on these rows.
 
     The share q of rows that differ lies in its exact interval at level 1 - beta. Given q, every outcome at least as far
     below eps as this one, in its own standard errors, is summed; the largest sum over the q of the interval, plus beta,
     holds for every q. Distance in standard errors, not in rows, is what makes the sum nearly the same for every q.
+    Where three q have shown the p-value to be above `enough`, no larger one is sought: it has failed.
     """
     differ, net = worse + better, worse - better
     low = np.where(differ > 0, special.betaincinv(np.maximum(differ, 1), n - differ + 1, beta / 2), 0.0)
@@ -105,7 +109,7 @@ def paired_p(worse: FloatArray, better: FloatArray, n: int, eps: float, *, beta:
     found[high <= eps] = beta  # to lose eps, at least eps of the rows must differ
     for i in np.flatnonzero((high > eps) & (net < n * eps)):
         interval = max(float(low[i]), eps), float(high[i])
-        found[i] = min(1.0, beta + _as_far(float(distance[i]), n, eps, interval))
+        found[i] = min(1.0, beta + _as_far(float(distance[i]), n, eps, interval, enough))
     return found
 
 
@@ -115,7 +119,7 @@ def _deviation(differ: FloatArray, n: int, eps: float) -> FloatArray:
     return np.sqrt(n * (share - eps**2))
 
 
-def _as_far(distance: float, n: int, eps: float, interval: tuple[float, float]) -> float:
+def _as_far(distance: float, n: int, eps: float, interval: tuple[float, float], enough: float) -> float:
     """The largest P(an outcome is as many standard deviations under eps) over shares of rows that differ."""
     ends = np.array(interval)
     spread = SPAN * np.sqrt(n * ends * (1 - ends))
@@ -134,6 +138,9 @@ def _as_far(distance: float, n: int, eps: float, interval: tuple[float, float]) 
         below = np.where(worse < 0, 0.0, special.bdtr(np.clip(worse, 0, differ), differ, (1 + eps / q) / 2))
         return (chance * below).sum(axis=1) + np.maximum(0.0, 1 - chance.sum(axis=1))
 
+    first = float(chances(np.linspace(*interval, 3)).max())
+    if first > enough:
+        return first
     shares = np.linspace(*interval, SHARES if n <= BETTING_ROWS else 3)
     found = chances(shares)
     top = int(found.argmax())

@@ -83,7 +83,7 @@ def test_each_signal_is_tested_at_its_share_and_the_cheapest_certified_cascade_i
     assert 0.025 < next_one.p_value <= 0.1
 
 
-def test_without_a_certified_signal_the_one_that_came_nearest_is_named() -> None:
+def test_without_a_certified_signal_the_one_that_needs_the_fewest_rows_is_named() -> None:
     confidence = np.linspace(0, 1, 100)
     signals = {"never": np.full(100, np.nan), "far": np.full(100, 0.5), "near": confidence}
     tuned = tune_signals(signals, rows_of(confidence, (confidence > 0.9) * 1.0), Bound("absolute", 0.005, 0.1))
