@@ -9,20 +9,19 @@ probability at least 1 - delta over the draw of the rows. The tests are in domai
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from domain.canonical import digest
 from domain.confidences import FloatArray
-from domain.intervals import Interval, gap_interval, mean_interval
+from domain.intervals import gap_interval, mean_interval
 from domain.losses import BETTING, EXACT, PAIRED, Goal, betting_p, binomial_p, choose_test, p_values
 from domain.promises import promise
 from domain.shortfalls import rows_needed
 from domain.tallies import PairedRows, Tally, is_binary, tally
 from domain.thresholds import GRID_POINTS, fixed_sequence, grid_of, signal_level
+from domain.verdicts import Certificate, CurvePoint, Kind, NotCertified
 
 __all__ = [
     "BETTING",
@@ -45,8 +44,6 @@ __all__ = [
     "tune_signals",
 ]
 
-Kind = Literal["absolute", "relative", "agreement"]
-
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -55,79 +52,6 @@ class Bound:
     kind: Kind
     eps: float
     delta: float
-
-
-class CurvePoint(BaseModel):
-    """What one threshold does on the calibration rows; costs are USD per row."""
-
-    model_config = ConfigDict(frozen=True)
-
-    threshold: float
-    kept: float
-    quality: float
-    gap: float
-    worse: int
-    better: int
-    cost: float
-    p_value: float
-    passed: bool
-
-
-class Certificate(BaseModel):
-    """A promise, and everything needed to check it; costs are USD per row, intervals two-sided at 95 %.
-
-    `declared` signals share delta; each is tested at `level`. Fields with a default came later than the first
-    certificates, which have none of them.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    certified: Literal[True] = True
-    kind: Kind
-    threshold: float
-    eps: float
-    delta: float
-    n: int
-    test: str
-    p_value: float
-    gap: float
-    worse: int
-    better: int
-    cost: float
-    cost_all_strong: float
-    grid: tuple[float, ...]
-    promise: str
-    signal: str | None = None
-    declared: int = 1
-    level: float | None = None
-    grid_hash: str = ""
-    gap_interval: Interval | None = None
-    cost_interval: Interval | None = None
-
-
-class NotCertified(BaseModel):
-    """No threshold could be certified at a saving: everything goes to the strong tier, at its cost.
-
-    The p-value is that of the most cautious threshold.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    certified: Literal[False] = False
-    kind: Kind
-    eps: float
-    delta: float
-    n: int
-    test: str
-    reason: str
-    rows_needed: int | None
-    signal: str | None = None
-    declared: int = 1
-    level: float | None = None
-    p_value: float | None = None
-    grid_hash: str = ""
-    cost: float | None = None
-    cost_interval: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)

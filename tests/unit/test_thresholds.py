@@ -161,6 +161,11 @@ def test_a_certificate_of_before_is_still_read() -> None:
     }  # fmt: skip
     found = Certificate.model_validate(before)
     assert (found.threshold, found.declared, found.gap_interval) == (0.5, 1, None)
+    assert found.model_dump(mode="json") == before, "what it lacks is not written: its bundle's hash stays"
+    assert "grid" not in found.model_dump(mode="json", exclude={"grid"})
+    fresh = tune(rows_of(np.ones(9), np.ones(9)), BOUND, grid=np.array([0.5])).verdict
+    assert {"certified", "signal", "declared", "level", "grid_hash", "cost_interval"} <= fresh.model_dump().keys()
+    assert NotCertified.model_validate(fresh.model_dump(mode="json")) == fresh
 
 
 @EXAMPLES
