@@ -205,7 +205,9 @@ def _refusal(tested: _Tested, *, any_passed: bool, strong_usd: FloatArray) -> No
         n=sums.n,
         test=tested.test,
         reason=reason,
-        rows_needed=rows_needed(sums, target, level=tested.level, test=tested.test, all_strong=all_strong),
+        rows_needed=rows_needed(
+            sums, tested.p_values, target, level=tested.level, test=tested.test, all_strong=all_strong
+        ),
         signal=tested.signal,
         declared=tested.declared,
         level=tested.level,

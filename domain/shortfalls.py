@@ -32,7 +32,9 @@ def least_rows(goal: Goal, level: float, *, test: str = EXACT) -> int:
     return most
 
 
-def rows_needed(tally: Tally, goal: Goal, *, level: float, test: str, all_strong: float) -> int | None:
+def rows_needed(
+    tally: Tally, p_values: FloatArray, goal: Goal, *, level: float, test: str, all_strong: float
+) -> int | None:
     """Rows that would about suffice to certify a saving; None when the rows at hand say that no number would.
 
     The thresholds stand in the order of their test. Every one down to the first that saves has to pass. Never below
@@ -44,9 +46,16 @@ def rows_needed(tally: Tally, goal: Goal, *, level: float, test: str, all_strong
     saving = np.flatnonzero(tally.cost < all_strong)
     if not len(saving):
         return None
-    guesses = _rows_for(tally, goal, level=level, test=test)
+    guesses = _after_all(_rows_for(tally, goal, level=level, test=test), p_values, tally.n, level=level)
     found = float(np.maximum.accumulate(guesses)[saving[0]])
     return max(least, tally.n + 1, math.ceil(found)) if math.isfinite(found) else None
+
+
+def _after_all(guesses: FloatArray, p_values: FloatArray, n: int, *, level: float) -> FloatArray:
+    """Where so many rows have just failed: as a p-value falls about as exp(-n), up to ten times as many."""
+    with np.errstate(divide="ignore"):
+        times = np.minimum(math.log(level) / np.log(p_values), 10)
+    return np.where((guesses <= n) & (p_values > level), n * np.where(times > 1, times, 10), guesses)
 
 
 def _rows_for(tally: Tally, goal: Goal, *, level: float, test: str) -> FloatArray:

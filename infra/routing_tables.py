@@ -23,6 +23,8 @@ compute: Any = importlib.import_module("pyarrow.compute")
 
 SALT = b"headrace certify\0"
 """Rows are ordered by the hash of this and their id, which knows nothing of the labels."""
+LONGEST_ROW = 8 * 1024 * 1024
+"""Bytes: a table may hold prompts too."""
 NOTHING = ["", "NA", "N/A", "n/a", "na", "NaN", "nan", "-nan", "null", "NULL", "None", "none"]
 """Spellings of a confidence that is not there."""
 QUALITY_HINT = "Write a quality from 0 to 1; 0 where there is no valid answer, and leave its confidence empty."
@@ -159,7 +161,10 @@ def _load(file: Path, columns: Columns) -> Any:
     )
     try:
         table = arrow_csv.read_csv(
-            str(file), convert_options=options, parse_options=arrow_csv.ParseOptions(newlines_in_values=True)
+            str(file),
+            convert_options=options,
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            read_options=arrow_csv.ReadOptions(block_size=LONGEST_ROW),
         )
     except pyarrow.ArrowInvalid as error:
         _find_damage(file, numbers)
@@ -228,6 +233,7 @@ def _sha256(file: Path) -> str:
 
 def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Every record with the line it begins in, empty lines left out as Arrow leaves them out."""
+    csv.field_size_limit(LONGEST_ROW)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader, line = csv.reader(stream), 1
         for record in reader:

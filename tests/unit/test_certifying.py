@@ -134,6 +134,11 @@ def test_columns_are_found_by_name_and_others_are_left_alone(tmp_path: Path) -> 
     assert list(read_table(file, signals=["prompt_chars"]).signals) == ["prompt_chars"]
 
 
+def test_a_table_may_hold_long_prompts_too(tmp_path: Path) -> None:
+    rows = [[*row, '"' + "word, and\n" * 200_000 + '"'] for row in good(3)]
+    assert len(read_table(write(tmp_path, rows, (*HEADER, "prompt"))).rows) == 3
+
+
 def test_without_a_column_called_conf_every_other_column_of_numbers_is_a_signal(tmp_path: Path) -> None:
     header = ("id", "cheap_quality", "strong_quality", "logprob", "text", "margin", "cheap_cost", "strong_cost")
     rows = [[f"r{i}", 1, 1, -i / 10 if i else "-inf", "x", i, 1, 10] for i in range(30)]

@@ -136,6 +136,24 @@ def test_betting_needs_more_faultless_rows_than_the_binomial_test_and_says_exact
     assert not certified(needed - 1)
 
 
+@pytest.mark.parametrize(("worse", "better", "n"), [(0, 0, 100), (4, 0, 300), (9, 0, 700), (26, 3, 1500), (5, 0, 100)])
+def test_the_same_rates_on_half_as_many_rows_again_as_are_needed_are_certified(worse: int, better: int, n: int) -> None:
+    goal = Bound("absolute", 0.02, 0.1)
+
+    def verdict(times: float) -> Certificate | NotCertified:
+        a, b, rows = round(worse * times), round(better * times), round(n * times)
+        same = np.ones(rows - a - b)
+        cheap, strong = np.r_[np.zeros(a), np.ones(b), same], np.r_[np.ones(a), np.zeros(b), same]
+        return tune(rows_of(np.full(rows, 0.5), cheap, strong), goal, grid=np.array([0.5])).verdict
+
+    failed = verdict(1)
+    assert isinstance(failed, NotCertified)
+    assert failed.rows_needed is not None
+    assert n < failed.rows_needed < 20 * n
+    if worse / n < goal.eps:
+        assert verdict(1.5 * failed.rows_needed / n).certified
+
+
 def test_a_certificate_carries_what_is_needed_to_check_it() -> None:
     rng = np.random.default_rng(3)
     confidence = rng.random(2000)
