@@ -59,7 +59,10 @@ def simulate(
     """The methods on the same draws; the signal, where a method takes one, is the population's last."""
     signal = population.signals[-1]
     graded = not is_binary(population.draw(np.random.default_rng(seed), n).rows)
-    methods = {name: METHODS[name] for name in only if not (graded and name.endswith(ONLY_BINARY))}
+    left_out = {OURS[1]} if len(population.signals) == 1 else set[str]()
+    methods = {
+        name: METHODS[name] for name in only if name not in left_out and not (graded and name.endswith(ONLY_BINARY))
+    }
     broken, chosen, cost = ({name: np.zeros(draws) for name in methods} for _ in range(3))
     for draw in range(draws):
         drawn = population.draw(np.random.default_rng([seed, n, draw]), n)

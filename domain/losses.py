@@ -74,7 +74,7 @@ def p_values(rows: PairedRows, tally: Tally, grid: FloatArray, goal: Goal, *, te
         return binomial_p(tally.worse, tally.n, goal.eps)
     if test == PAIRED:
         beta = min(BETA, BETA_SHARE * level)
-        return paired_p(tally.worse, tally.better, tally.n, goal.eps, beta=beta, enough=2 * level)
+        return paired_p(tally.worse, tally.better, tally.n, goal.eps, beta=beta, level=level)
     rho = goal.eps if goal.kind == "relative" else 0.0
     bound, high = (0.0, 1 - rho) if goal.kind == "relative" else (goal.eps, 1.0)
     if test == BERNSTEIN:
@@ -92,14 +92,14 @@ def binomial_p(worse: FloatArray, n: int, eps: float) -> FloatArray:
 
 
 def paired_p(
-    worse: FloatArray, better: FloatArray, n: int, eps: float, *, beta: float = BETA, enough: float = 1.0
+    worse: FloatArray, better: FloatArray, n: int, eps: float, *, beta: float = BETA, level: float | None = None
 ) -> FloatArray:
     """Exact p-values of "(worse - better)/n is eps or more in truth", for 0/1 quality; 1 where it is so on these rows.
 
     The share q of rows that differ lies in its exact interval at level 1 - beta. Given q, every outcome at least as far
     below eps as this one, in its own standard errors, is summed; the largest sum over the q of the interval, plus beta,
     holds for every q. Distance in standard errors, not in rows, is what makes the sum nearly the same for every q.
-    Where three q have shown the p-value to be above `enough`, no larger one is sought: it has failed.
+    With a level, the search ends early where it decides nothing: above twice the level, or clearly on one side of it.
     """
     differ, net = worse + better, worse - better
     low = np.where(differ > 0, special.betaincinv(np.maximum(differ, 1), n - differ + 1, beta / 2), 0.0)
@@ -109,7 +109,7 @@ def paired_p(
     found[high <= eps] = beta  # to lose eps, at least eps of the rows must differ
     for i in np.flatnonzero((high > eps) & (net < n * eps)):
         interval = max(float(low[i]), eps), float(high[i])
-        found[i] = min(1.0, beta + _as_far(float(distance[i]), n, eps, interval, enough))
+        found[i] = min(1.0, beta + _as_far(float(distance[i]), n, eps, interval, level and level - beta))
     return found
 
 
@@ -119,7 +119,7 @@ def _deviation(differ: FloatArray, n: int, eps: float) -> FloatArray:
     return np.sqrt(n * (share - eps**2))
 
 
-def _as_far(distance: float, n: int, eps: float, interval: tuple[float, float], enough: float) -> float:
+def _as_far(distance: float, n: int, eps: float, interval: tuple[float, float], level: float | None) -> float:
     """The largest P(an outcome is as many standard deviations under eps) over shares of rows that differ."""
     ends = np.array(interval)
     spread = SPAN * np.sqrt(n * ends * (1 - ends))
@@ -135,15 +135,20 @@ def _as_far(distance: float, n: int, eps: float, interval: tuple[float, float], 
     def chances(shares: FloatArray) -> FloatArray:
         q = shares[:, None]
         chance = np.exp(ways + special.xlogy(differ, q) + special.xlog1py(n - differ, -q))
-        below = np.where(worse < 0, 0.0, special.bdtr(np.clip(worse, 0, differ), differ, (1 + eps / q) / 2))
-        return (chance * below).sum(axis=1) + np.maximum(0.0, 1 - chance.sum(axis=1))
+        chance[chance < NEGLIGIBLE / n] = 0.0  # what is left out is added below
+        row, at = np.nonzero(chance * (worse >= 0))
+        below = special.bdtr(np.minimum(worse, differ)[at], differ[at], ((1 + eps / q) / 2)[row, 0])
+        summed = np.bincount(row, weights=chance[row, at] * below, minlength=len(shares))
+        return summed + np.maximum(0.0, 1 - chance.sum(axis=1))
 
     first = float(chances(np.linspace(*interval, 3)).max())
-    if first > enough:
+    if level is not None and first > 2 * level:
         return first
     shares = np.linspace(*interval, SHARES if n <= BETTING_ROWS else 3)
     found = chances(shares)
     top = int(found.argmax())
+    if level is not None and not 0.9 < found[top] / level < 1:
+        return float(found[top])
     about = float(shares[max(0, top - 1)]), float(shares[min(len(shares) - 1, top + 1)])
     finer = np.linspace(*about, len(shares))
     return float(max(found.max(), chances(finer).max()))
