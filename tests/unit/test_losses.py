@@ -28,8 +28,8 @@ from domain.tallies import BLOCK, PairedRows, is_binary, tally
 EXAMPLES = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 
 
-def paired_one(worse: int, better: int, n: int, eps: float, **beta: float) -> float:
-    return float(paired_p(np.array([float(worse)]), np.array([float(better)]), n, eps, **beta)[0])
+def paired_one(worse: int, better: int, n: int, eps: float, level: float | None = None) -> float:
+    return float(paired_p(np.array([float(worse)]), np.array([float(better)]), n, eps, level=level)[0])
 
 
 def distance(worse: FloatArray, better: FloatArray, n: int, eps: float) -> FloatArray:
@@ -106,6 +106,17 @@ def test_with_many_rows_the_paired_p_value_is_about_that_of_the_normal_law(n: in
     net = n * eps - deviations * math.sqrt(n * (q - eps**2))
     worse, better = round((n * q + net) / 2), round((n * q - net) / 2)
     assert paired_one(worse, better, n, eps) - BETA == pytest.approx(stats.norm.cdf(-deviations), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("worse", "better", "n", "eps"), [(10, 7, 600, 0.02), (12, 8, 600, 0.02), (20, 13, 1000, 0.02), (27, 14, 500, 0.05)]
+)
+def test_a_search_that_ends_early_decides_as_the_whole_one_does(worse: int, better: int, n: int, eps: float) -> None:
+    whole = paired_one(worse, better, n, eps)
+    for times in (0.3, 0.7, 0.97, 0.999, 1.001, 1.03, 1.3, 3):
+        early = paired_one(worse, better, n, eps, level=times * whole)
+        assert (early <= times * whole) == (times > 1)
+        assert early <= whole + 1e-12
 
 
 def test_many_signals_leave_the_paired_test_a_smaller_beta_and_so_a_chance() -> None:
