@@ -89,9 +89,9 @@ def simulate(
     ]
 
 
-def _job(job: tuple[str, str, Bound, int, int]) -> list[Cell]:
-    folder, name, bound, n, draws = job
-    return simulate(populations(Path(folder))[name], bound, n=n, draws=draws)
+def _job(job: tuple[str, str, Bound, int, int, list[str]]) -> list[Cell]:
+    folder, name, bound, n, draws, only = job
+    return simulate(populations(Path(folder))[name], bound, n=n, draws=draws, only=only)
 
 
 def shown(cells: Sequence[Cell], bound: Bound) -> Table:
@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--eps", type=float, default=0.02)
     parser.add_argument("--delta", type=float, default=0.10)
     parser.add_argument("--processes", type=int, default=MOST_PROCESSES, choices=range(1, MOST_PROCESSES + 1))
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--json", type=Path, help="write the cells to this file too")
     options = parser.parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"there is no folder {options.tables}: the known laws alone are drawn from")
     bound = Bound("absolute", options.eps, options.delta)
     names = list(populations(options.tables))
-    jobs = [(str(options.tables), name, bound, n, options.draws) for name in names for n in options.rows]
+    jobs = [(str(options.tables), name, bound, n, options.draws, options.only) for name in names for n in options.rows]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         cells = [cell for part in pool.imap(_job, jobs) for cell in part]
     console.print(shown(cells, bound))
