@@ -11,7 +11,7 @@ from domain.confidences import FloatArray
 from domain.workloads import Target
 
 ROWS = 3000
-POINTS = 30
+POINTS = 20
 Choose = Callable[[PairedRows, Target, FloatArray], float | None]
 
 
