@@ -34,6 +34,7 @@ from infra.llm import gateway_client
 from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
 from infra.rows import ALL_ROWS, Deployment
+from infra.serving import note_served, served_now
 from infra.settings import Settings, load_settings
 from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
@@ -68,7 +69,7 @@ def open_run(
     run_id = str(current_flow_run.id)
     gateway_client.start()
     leases.acquire(leases.work_of(kind, loaded.workload.name, uri), run_id, settings)
-    meters = read_meters(_servers(loaded))
+    meters, served = read_meters(_servers(loaded)), served_now(loaded, settings)
     with transaction() as db:
         runs.open_run(
             db,
@@ -81,6 +82,7 @@ def open_run(
             budget=(max_usd, max_tokens),
         )
         runs.add_summary(db, run_id, {"code": code_version()})
+        note_served(db, run_id, served)
     return RunRef(
         run_id=run_id,
         workload=loaded.workload.name,
@@ -232,12 +234,12 @@ def compiled_deployment(loaded: LoadedWorkload, prompt: PromptRef) -> Deployment
     )
 
 
-def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload) -> Deployment:
-    """A tier as a bundle deploys it."""
-    part = bundle[name]
+def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload, *, void: bool = False) -> Deployment:
+    """A tier as a bundle deploys it; once its certificate is void, with the model that the workload names today."""
+    part, today = bundle[name], loaded.workload.tiers[name]
     return Deployment(
         name=name,
-        tier=part.tier.answered_like(loaded.workload.tiers[name]),
+        tier=today if void else part.tier.answered_like(today),
         prompt=part.prompt,
         prior=LabelPrior(part.prior),
         schema=loaded.schema,
