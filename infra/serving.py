@@ -40,8 +40,28 @@ def present_of(loaded: LoadedWorkload, settings: Settings) -> Present:
 def served_now(loaded: LoadedWorkload, settings: Settings) -> dict[TierName, Served]:
     """What the servers of both tiers say now."""
     with ThreadPoolExecutor(len(TierName)) as pool:
-        asked = {name: pool.submit(_asked, loaded.workload.tiers[name], settings) for name in TierName}
+        asked = {name: pool.submit(served_by, loaded.workload.tiers[name], settings) for name in TierName}
         return {name: future.result() for name, future in asked.items()}
+
+
+def served_by(tier: Tier, settings: Settings) -> Served:
+    """What the servers of a tier say; engines other than HTTP run only while they answer."""
+    quantisation, mode = declared(tier.engine_args)
+    urls: tuple[str, ...] = ()
+    if tier.engine is EngineName.HTTP:
+        try:
+            urls = base_urls(tier, settings)
+        except ModelError:
+            return Served(quantisation=quantisation, logprobs_mode=mode)
+        if not tier.base_urls:
+            quantisation, mode = quantisation or OURS[0], mode or OURS[1]
+    key = settings.model_api_key.get_secret_value() if settings.model_api_key else None
+    return Served(
+        engine_version=joined(server_version(url, api_key=key) for url in urls),
+        weights=joined(served_weights(url, tier.model, api_key=key) for url in urls) if tier.base_urls else None,
+        quantisation=quantisation,
+        logprobs_mode=mode,
+    )
 
 
 def note_served(db: Session, run_id: str, found: Mapping[TierName, Served]) -> None:
@@ -65,26 +85,6 @@ def served_answers(db: Session, run_id: str, tier: TierName) -> Served:
 def _noted(db: Session, run_id: str) -> dict[TierName, Served]:
     said: Mapping[str, Any] = runs.load_run(db, run_id).summary.get("served", {})
     return {TierName(name): Served.model_validate(facts) for name, facts in said.items()}
-
-
-def _asked(tier: Tier, settings: Settings) -> Served:
-    """What the servers of a tier say; engines other than HTTP run only while they answer."""
-    quantisation, mode = declared(tier.engine_args)
-    urls: tuple[str, ...] = ()
-    if tier.engine is EngineName.HTTP:
-        try:
-            urls = base_urls(tier, settings)
-        except ModelError:
-            return Served(quantisation=quantisation, logprobs_mode=mode)
-        if not tier.base_urls:
-            quantisation, mode = quantisation or OURS[0], mode or OURS[1]
-    key = settings.model_api_key.get_secret_value() if settings.model_api_key else None
-    return Served(
-        engine_version=joined(server_version(url, api_key=key) for url in urls),
-        weights=joined(served_weights(url, tier.model, api_key=key) for url in urls) if tier.base_urls else None,
-        quantisation=quantisation,
-        logprobs_mode=mode,
-    )
 
 
 def server_version(base_url: str, *, api_key: str | None = None) -> str | None:

@@ -22,7 +22,7 @@ from domain.promotions import Act
 from domain.workloads import TierName
 from infra import aliasing, serving
 from infra.bundle_folders import export_bundle, import_bundle
-from infra.db.session import engine_for, transaction
+from infra.db.session import transaction
 from infra.db.store import bundles, promotions, runs
 from infra.db.tables import AliasRow, BundleRow, PromotionAuditRow
 from infra.exchange import import_runs
@@ -333,13 +333,3 @@ def test_the_answers_themselves_tell_the_engines_version() -> None:
     with transaction() as db:
         found = serving.served_answers(db, OPTIMIZE, TierName.CHEAP)
     assert found == serving.Served(engine_version="0.32.0")
-
-
-def test_earlier_promotions_are_in_the_audit_after_the_migration(ledger: str) -> None:
-    import_runs(FILE)
-    source = (ROOT / "infra/db/migrations/versions/0002_the_promotion_audit.py").read_text()
-    earlier = source.partition('EARLIER = """')[2].partition('"""')[0]
-    selected = earlier.partition("SELECT")[2]
-    with engine_for(ledger).connect() as connection:
-        rows = connection.execute(text("SELECT" + selected)).all()
-    assert any(row.run_id == OPTIMIZE for row in rows)
