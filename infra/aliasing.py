@@ -21,11 +21,12 @@ from infra.workloads import LoadedWorkload
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A champion that was made: the bundle, who was champion before, what the gate said (None: not asked)."""
+    """A champion that was made: the bundle, who was champion before, what was done (None: it was champion already), and
+    what the gate said (None: not asked)."""
 
     bundle: Bundle
     before: str | None
-    act: Act
+    act: Act | None
     verdict: Gate | None
 
 
@@ -38,32 +39,34 @@ def os_user() -> str:
 
 
 def promote(reference: str, loaded: LoadedWorkload, settings: Settings, *, forced: bool, reason: str | None) -> Moved:
-    """Make a bundle champion when it passes the gate, or in spite of it.
+    """Make a bundle champion when it passes the gate, or in spite of it; the champion itself is left alone.
 
     Raises NotFound, and PromotionRefused with the gate's reasons, which are on record by then.
     """
     with transaction() as db:
         stored = bundles.find_bundle(db, reference)
+        champion = promotions.champion_hash(db, stored.bundle.workload)
     bundle, target = stored.bundle, loaded.workload.target
     if bundle.workload != loaded.workload.name:
         raise NotFound(
             f"the bundle {bundle.hash[:12]} belongs to the workload {bundle.workload!r}, not {loaded.workload.name!r}.",
             hint="Give that workload's folder with --workload.",
         )
+    if champion == bundle.hash:
+        return Moved(bundle, champion, None, None)
     test = judged_rows(stored, Split.TEST)
     figures, loss = figures_of(test, bundle.threshold), loss_of(test, bundle.threshold, target)
     void = examine(bundle, present_of(loaded, settings)).reasons
     verdict = gate(bundle.certificate, figures, loss, target, void=void)
     act = Act.PROMOTED if verdict.passed else Act.FORCED if forced else Act.REFUSED
     with transaction() as db:
-        before = promotions.champion_hash(db, bundle.workload)
         report = gate_report(verdict, figures, loss)
         promotions.record(
             db, act, workload=bundle.workload, to_hash=bundle.hash, who=os_user(), reason=reason, gate=report
         )
     if act is Act.REFUSED:
         raise PromotionRefused(f"the gate refuses {bundle.hash[:12]}: {'; '.join(verdict.reasons)}.")
-    return Moved(bundle, before, act, verdict)
+    return Moved(bundle, champion, act, verdict)
 
 
 def roll_back(workload: str, *, reason: str | None) -> Moved:

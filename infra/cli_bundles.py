@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from domain.errors import TraceStoreError
 from infra import stack
 from infra.settings import Settings, load_settings
 
@@ -107,5 +108,10 @@ def _moved(moved: "Moved", *, as_json: bool) -> None:
 
     # The ledger first: it is what route_batch reads. MLflow shows the same, and may be told again.
     showing_bundles.show_moved(console, moved, as_json=as_json)
-    if not registry.mirror(moved.bundle, "champion") and not as_json:
+    try:
+        known = registry.mirror(moved.bundle, "champion")
+    except TraceStoreError as error:
+        again = f"The champion is made. `headrace promote {moved.bundle.hash[:12]}` tells MLflow once it is up."
+        raise TraceStoreError(error.message, hint=again) from error
+    if not known and not as_json:
         console.print("  MLflow does not hold this bundle: its aliases stay where they are", markup=False)

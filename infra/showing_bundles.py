@@ -1,6 +1,7 @@
 """Bundles as people read them: a list, one in full, and a champion that was made."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -10,10 +11,12 @@ from rich.table import Table
 from domain import summaries
 from domain.bundles import Bundle
 from domain.certificates import Certificate
+from domain.datasets import Split
 from domain.errors import WorkloadError
+from domain.figures import figures_of
 from domain.validities import Validity, examine
 from domain.workloads import TierName
-from infra.aliasing import Moved
+from infra.aliasing import Moved, judged_rows
 from infra.db.session import transaction
 from infra.db.store import bundles, promotions, runs
 from infra.db.store.bundles import StoredBundle
@@ -31,7 +34,7 @@ def list_bundles(console: Console, workload: str | None, *, as_json: bool) -> No
     """The newest bundles first, a line each; quality and cost are those of the test split."""
     with transaction() as db:
         found = bundles.load_bundles(db, workload=workload)
-        listed = [{**_facts(stored), **_figures(_summary(db, stored))} for stored in found]
+    listed = [{**_facts(stored), **_figures(_summary(stored))} for stored in found]
     if as_json:
         console.print_json(json.dumps(listed))
         return
@@ -62,10 +65,9 @@ def show_bundle(console: Console, reference: str, folder: str, settings: Setting
     """One bundle: its certificate and whether it still holds, its tiers, its lineage, its promotions."""
     with transaction() as db:
         stored = bundles.find_bundle(db, reference)
-        summary = _summary(db, stored)
         history = promotions.load_entries(db, stored.bundle.workload)
     history = [entry for entry in history if stored.bundle.hash in (entry.move.to_hash, entry.move.from_hash)]
-    validity = _validity(stored.bundle, folder, settings)
+    summary, validity = _summary(stored), _validity(stored.bundle, folder, settings)
     if as_json:
         facts = {
             **_facts(stored),
@@ -124,7 +126,10 @@ def show_moved(console: Console, moved: Moved, *, as_json: bool) -> None:
     reasons = list(moved.verdict.reasons) if moved.verdict else []
     if as_json:
         facts = {"workload": moved.bundle.workload, "champion": moved.bundle.hash, "before": moved.before}
-        console.print_json(json.dumps({**facts, "act": moved.act.value, "gate": reasons}))
+        console.print_json(json.dumps({**facts, "act": moved.act and moved.act.value, "gate": reasons}))
+        return
+    if moved.act is None:
+        console.print(f"{moved.bundle.hash[:SHORT]} is champion of {moved.bundle.workload} already")
         return
     before = f", before {moved.before[:SHORT]}" if moved.before else ""
     console.print(f"{moved.act.value}: {moved.bundle.hash[:SHORT]} is champion of {moved.bundle.workload}{before}")
@@ -172,8 +177,15 @@ def _figures(summary: Json) -> Json:
     return {"quality": test["cascade"]["mean"], "usd_per_1000": 1000 * test["cascade_usd"]}
 
 
-def _summary(db: Any, stored: StoredBundle) -> Json:
-    return runs.load_run(db, stored.run_id).summary if stored.run_id else {}
+def _summary(stored: StoredBundle) -> Json:
+    """The test figures as the run that made a bundle summed them up; of another bundle's run they are made again."""
+    if stored.run_id is None:
+        return {}
+    with transaction() as db:
+        run = runs.load_run(db, stored.run_id)
+    if run.bundle_hash == stored.bundle.hash:
+        return run.summary
+    return {"test": asdict(figures_of(judged_rows(stored, Split.TEST), stored.bundle.threshold))}
 
 
 def _entry(entry: Entry) -> Json:

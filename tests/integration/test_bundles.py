@@ -187,6 +187,7 @@ def test_the_list_says_what_each_bundle_is(shelf: Shelf) -> None:
     promote(shelf, shelf.first)
     listed = {row["hash"]: row for row in json.loads(headrace("bundles", "--workload", shelf.name, "--json").stdout)}
     assert listed.keys() == {shelf.first.hash, shelf.second.hash, shelf.dear.hash}
+    assert listed[shelf.dear.hash]["quality"] == pytest.approx(22 / 45), "as its own threshold routes the rows"
     row = listed[shelf.first.hash]
     assert (row["aliases"], row["threshold"], row["run"]) == (["champion"], shelf.first.threshold, OPTIMIZE)
     assert row["quality"] == pytest.approx(29 / 45)
@@ -232,7 +233,10 @@ def test_the_ledger_moves_the_champion_even_if_mlflow_is_down_and_the_exit_code_
     done = headrace("promote", shelf.first.hash, "--workload", str(shelf.loaded.folder), "--json")
     assert done.returncode == 3
     assert json.loads(done.stdout)["champion"] == shelf.first.hash == shelf.champion()
-    assert "MLflow" in done.stderr
+    assert f"`headrace promote {shelf.first.hash[:12]}` tells MLflow once it is up" in done.stderr
+    again = promote(shelf, shelf.first)
+    assert (again.act, again.before) == (None, shelf.first.hash)
+    assert len(shelf.audit()) == 1
 
 
 @pytest.mark.parametrize(
