@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,9 @@ from infra.progress import Progress
 from infra.settings import Settings
 
 PAGE_ROWS = 500
+"""Rows that are read, looked up and sent together."""
+PAGE_KEYS = 5_000
+"""Rows that are found, and taken over from earlier runs, together: of these only the keys are read."""
 ALL_ROWS = 10_000_000
 """A page for engines that answer many together: a round of re-asks is one batch, whatever its size."""
 
@@ -135,11 +138,13 @@ async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
         progress.say()
 
     async def calls() -> AsyncGenerator[list[Call]]:
-        async with aclosing(_pages(deployment, rows)) as pages:
+        async with aclosing(_pages(deployment, rows, limit=PAGE_KEYS)) as pages:
             async for page in pages:
-                fresh = await asyncio.to_thread(_reuse, deployment, rows, page, tally)
-                progress.advance(len(page) - len(fresh))
-                yield [Call(deployment.request(row), row.key) for row in fresh]
+                left = await asyncio.to_thread(_reuse, deployment, rows, page, tally)
+                progress.advance(len(page) - len(left))
+                for first in range(0, len(left), PAGE_ROWS):
+                    records = await asyncio.to_thread(_load_records, rows, left[first : first + PAGE_ROWS])
+                    yield [Call(deployment.request(record), record.key) for record in records]
 
     with _calm_collector():
         async with open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered:
@@ -172,9 +177,7 @@ async def validate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
     return tally
 
 
-async def _pages(
-    deployment: Deployment, rows: Rows, *, limit: int = PAGE_ROWS
-) -> AsyncGenerator[list[paging.Unanswered]]:
+async def _pages(deployment: Deployment, rows: Rows, *, limit: int) -> AsyncGenerator[list[paging.Unanswered]]:
     """The rows of the chunk that this tier is asked about and has not answered, a page at a time."""
     wanted = rows.wanted(deployment.name)
     after = rows.first - 1
@@ -195,18 +198,20 @@ def _load_page(deployment: Deployment, rows: Rows, after: int, limit: int) -> li
     return retried(work)
 
 
-def _reuse(deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered], tally: Tally) -> list[StoredRecord]:
-    """Take over what earlier runs of this deployment answered; the rows that are left, as they are to be rendered."""
+def _reuse(deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered], tally: Tally) -> list[str]:
+    """Take over what earlier runs of this deployment answered; the keys of the rows that are left."""
     keys = [row.key for row in page]
 
-    def work(db: Session) -> tuple[int, list[StoredRecord]]:
-        reused = paging.reuse_answers(db, rows.run_id, deployment.name, deployment.fingerprint, keys)
-        left = [key for key in keys if key not in reused] if reused else keys
-        return len(reused), paging.load_records(db, rows.version, left)
+    def work(db: Session) -> Collection[str]:
+        return paging.reuse_answers(db, rows.run_id, deployment.name, deployment.fingerprint, keys)
 
-    reused, left = retried(work)
-    tally.reused += reused
-    return left
+    reused = retried(work)
+    tally.reused += len(reused)
+    return [key for key in keys if key not in reused] if reused else keys
+
+
+def _load_records(rows: Rows, keys: Sequence[str]) -> list[StoredRecord]:
+    return retried(lambda db: paging.load_records(db, rows.version, keys))
 
 
 def _note_deployment(run_id: str, deployment: Deployment) -> None:
