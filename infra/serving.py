@@ -24,8 +24,9 @@ OURS = ("none", "processed_logprobs")
 NOT_SERVED = "not served"
 
 
-def present_of(loaded: LoadedWorkload, settings: Settings) -> Present:
-    """The deployment as it is now. A server that does not answer leaves unknown what only it could tell."""
+def present_of(loaded: LoadedWorkload, settings: Settings, engine: EngineName | None = None) -> Present:
+    """The deployment as it is now, `engine` being what a run chose instead of the tiers' own. A server that does not
+    answer leaves unknown what only it could tell."""
     pinned = loaded.with_revisions(settings.engine_revisions)
     return Present(
         tiers=pinned.workload.tiers,
@@ -33,14 +34,16 @@ def present_of(loaded: LoadedWorkload, settings: Settings) -> Present:
         decisive=loaded.schema.decisive,
         max_reasks=loaded.workload.max_reasks,
         baseline=baseline_of(loaded.workload, loaded.schema).hash,
-        served=served_now(loaded, settings),
+        served=served_now(loaded, settings, engine),
     )
 
 
-def served_now(loaded: LoadedWorkload, settings: Settings) -> dict[TierName, Served]:
-    """What the servers of both tiers say now."""
+def served_now(loaded: LoadedWorkload, settings: Settings, engine: EngineName | None = None) -> dict[TierName, Served]:
+    """What serves both tiers now."""
+    chosen = {} if engine is None else {"engine": engine}
+    tiers = {name: loaded.workload.tiers[name].model_copy(update=chosen) for name in TierName}
     with ThreadPoolExecutor(len(TierName)) as pool:
-        asked = {name: pool.submit(served_by, loaded.workload.tiers[name], settings) for name in TierName}
+        asked = {name: pool.submit(served_by, tier, settings) for name, tier in tiers.items()}
         return {name: future.result() for name, future in asked.items()}
 
 

@@ -153,7 +153,7 @@ def _state(bundle: Bundle, validity: Validity | None) -> Json:
         missing = f"the folder of the workload {bundle.workload!r} is not found: give it with --workload"
         return {"state": "not compared", "void": [], "unknown": [missing]}
     certified = isinstance(bundle.certificate, Certificate)
-    state = "void" if validity.void else "valid" if certified else "not certified"
+    state = "not certified" if not certified else "void" if validity.void else "valid"
     return {"state": state, "void": list(validity.reasons), "unknown": list(validity.unknown)}
 
 

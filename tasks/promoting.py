@@ -28,7 +28,7 @@ def promote_bundle(run: RunRef, data: DatasetRef, tuned: TunedRef) -> BundleRef:
         bundle = bundles.load_bundle(db, tuned.bundle_hash)
     test = [row for row in load_pairs(run.run_id, data.version, workload.metric) if row.split is Split.TEST]
     figures, loss = figures_of(test, bundle.threshold), loss_of(test, bundle.threshold, workload.target)
-    void = examine(bundle, present_of(loaded, settings)).reasons
+    void = examine(bundle, present_of(loaded, settings, run.engine)).reasons
     verdict = gate(bundle.certificate, figures, loss, workload.target, void=void)
     with transaction() as db:
         bundles.save_promotion(db, bundle, verdict, run_id=run.run_id)

@@ -25,7 +25,7 @@ def load_champion(run: RunRef) -> BundleRef:
     StaleBundle when the output schema has changed since.
     """
     loaded = load_for(run)
-    present = present_of(loaded, load_settings())
+    present = present_of(loaded, load_settings(), run.engine)
     with transaction() as db:
         begun = runs.load_run(db, run.run_id).bundle_hash
         bundle = bundles.load_bundle(db, begun) if begun else bundles.champion(db, run.workload)

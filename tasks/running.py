@@ -69,7 +69,7 @@ def open_run(
     run_id = str(current_flow_run.id)
     gateway_client.start()
     leases.acquire(leases.work_of(kind, loaded.workload.name, uri), run_id, settings)
-    meters, served = read_meters(_servers(loaded)), served_now(loaded, settings)
+    meters, served = read_meters(_servers(loaded)), served_now(loaded, settings, engine)
     with transaction() as db:
         runs.open_run(
             db,
