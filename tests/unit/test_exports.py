@@ -81,6 +81,14 @@ def test_a_file_that_is_missing_or_cut_is_named(name: str) -> None:
         read_files({**files, name: files[name] + b"more\n"}, "f")
 
 
+def test_a_bundle_that_is_cut_between_two_lines_is_named_by_the_first_line_that_is_missing() -> None:
+    files = written(bundle())
+    kept = files[BUNDLE].split(b"\n")[:-3]
+    with pytest.raises(InputError, match="the rest of the file is missing") as caught:
+        read_files({**files, BUNDLE: b"\n".join(kept)}, "f")
+    assert caught.value.place.line == len(kept) + 1
+
+
 def test_another_bundle_under_the_first_ones_manifest_is_refused() -> None:
     files, other = written(bundle()), written(bundle(REFUSED))
     with pytest.raises(InputError, match="this line is not what was exported"):
