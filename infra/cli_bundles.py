@@ -1,4 +1,4 @@
-"""The verbs on bundles: list, show, diff, promote, roll back."""
+"""The verbs on bundles: list, show, diff, promote, roll back; and on two runs: diff."""
 
 import os
 import sys
@@ -63,6 +63,19 @@ def diff(
     from infra import showing_diffs
 
     showing_diffs.show_diff(console, before, after, as_json=as_json)
+
+
+@verbs.command(name="diff")
+def diff_(
+    before: Annotated[str, typer.Argument(metavar="RUN_A", help="A run's id or its beginning.")],
+    after: Annotated[str, typer.Argument(metavar="RUN_B", help="Another run of the same workload.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs row by row: quality, cost, flipped rows, and what each flip is put down to."""
+    _connected()
+    from infra import showing_run_diffs
+
+    showing_run_diffs.show(console, before, after, as_json=as_json)
 
 
 @verbs.command()
