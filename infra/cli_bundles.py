@@ -1,4 +1,4 @@
-"""The verbs on bundles: list, show, diff, promote, roll back; and on two runs: diff."""
+"""The verbs on bundles: list, show, diff, promote, roll back; and on runs: diff, gate."""
 
 import os
 import sys
@@ -76,6 +76,27 @@ def diff_(
     from infra import showing_run_diffs
 
     showing_run_diffs.show(console, before, after, as_json=as_json)
+
+
+@verbs.command()
+def gate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A completed run of optimize-workload.")],
+    against: Annotated[str, typer.Option(help="champion, challenger, or a bundle's hash.")] = "champion",
+    max_drop: Annotated[float, typer.Option(min=0, max=1, help="Loss of quality that is allowed.")] = 0.01,
+    prove: Annotated[bool, typer.Option("--prove", help="Pass only when the rows prove it.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write the verdict into this JUnit file as well.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a run for continuous integration: 0 passed, 1 failed, 2 wrong use, 3 something is down."""
+    _connected()
+    from infra import gating
+
+    found = gating.gate_run(run, against, max_drop=max_drop, prove=prove)
+    gating.show_gated(console, found, as_json=as_json)
+    if junit is not None:
+        gating.write_junit(junit, found)
+    if not found.verdict.passed:
+        raise typer.Exit(1)
 
 
 @verbs.command()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from sqlalchemy import delete, select, text, update
@@ -30,7 +31,7 @@ from infra.settings import load_settings
 from infra.workloads import LoadedWorkload, load_workload
 from tests.integration.recorded_runs import EXAMPLE, FILE, ROOT, run_of
 
-OPTIMIZE = run_of("optimize")
+OPTIMIZE, ROUTE = run_of("optimize"), run_of("route")
 pytestmark = pytest.mark.usefixtures("ledger")
 
 
@@ -337,3 +338,60 @@ def test_the_answers_themselves_tell_the_engines_version() -> None:
     with transaction() as db:
         found = serving.served_answers(db, OPTIMIZE, TierName.CHEAP)
     assert found == serving.Served(engine_version="0.32.0")
+
+
+# ---- the gate for continuous integration
+
+
+@pytest.mark.parametrize(
+    ("against", "words", "code"),
+    [
+        ("first", (), 0),
+        ("first", ("--prove", "--max-drop", "0"), 1),
+        ("first", ("--prove", "--max-drop", "0.2"), 0),
+        ("dear", ("--prove", "--max-drop", "0.2"), 0),
+    ],
+)
+def test_a_run_is_judged_against_a_bundle_on_the_rows_of_both(
+    shelf: Shelf, tmp_path: Path, against: str, words: tuple[str, ...], code: int
+) -> None:
+    file = tmp_path / "junit.xml"
+    bundle: Bundle = getattr(shelf, against)
+    done = headrace("gate", OPTIMIZE, "--against", bundle.hash, "--junit", str(file), "--json", *words)
+    assert done.returncode == code, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["passed"], found["n"], found["against"]) == (code == 0, 45, bundle.hash)
+    suite = ElementTree.parse(file).getroot()  # noqa: S314  # it is our own
+    assert (suite.get("tests"), suite.get("failures")) == ("1", str(code))
+    assert len(list(suite.iter("failure"))) == code
+
+
+def test_a_run_is_judged_by_its_own_bundle(shelf: Shelf) -> None:
+    with transaction() as db:
+        run = runs.load_run(db, OPTIMIZE)
+        made = bundles.load_bundle(db, run.bundle_hash or "")
+        worse = made.model_copy(update={"threshold": 3.0})  # all strong, which is worse than cheap here
+        bundles.save_bundle(db, worse, run_id=OPTIMIZE)
+        runs.change_run(db, OPTIMIZE, bundle_hash=worse.hash)
+    try:
+        done = headrace("gate", OPTIMIZE, "--against", shelf.first.hash, "--max-drop", "0")
+    finally:
+        with transaction() as db:
+            runs.change_run(db, OPTIMIZE, bundle_hash=made.hash)
+    rows = json.loads(headrace("bundle", "diff", shelf.first.hash, shelf.dear.hash, "--json").stdout)["rows"]["quality"]
+    assert done.returncode == int(rows["high"] < 0)
+    assert "drop      +0.156 [" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((ROUTE,), "has no judged rows"),
+        ((OPTIMIZE, "--against", "ffff"), "no bundle begins with 'ffff'"),
+        ((OPTIMIZE, "--max-drop", "2"), "--max-drop"),
+        (("nobody",), "no run begins with 'nobody'"),
+    ],
+)
+def test_a_gate_that_cannot_judge_says_why(shelf: Shelf, words: tuple[str, ...], said: str) -> None:
+    done = headrace("gate", *words)
+    assert (done.returncode, said in done.stderr) == (2, True)
