@@ -99,15 +99,19 @@ def _compared(bundle: Bundle, present: Present) -> Iterator[tuple[str, JsonValue
     yield "prompt (instructions, answer format, fields)", bundle.lineage.baseline, present.baseline
 
 
-def _sampling(tier: Tier) -> JsonValue:
-    return {name: getattr(tier, name) for name in _SAMPLING}
+def _sampling(tier: Tier) -> str:
+    return _words({name: getattr(tier, name) for name in _SAMPLING})
 
 
-def _prices(tier: Tier) -> JsonValue:
-    return tier.usd_per_million.model_dump(mode="json")
+def _prices(tier: Tier) -> str:
+    return _words(tier.usd_per_million.model_dump(mode="json")) + " USD per million"
 
 
-def _schema(json_schema: Mapping[str, JsonValue], decisive: str) -> JsonValue:
+def _words(values: Mapping[str, JsonValue]) -> str:
+    return ", ".join(f"{name} {canonical(value).decode()}" for name, value in values.items() if value is not None)
+
+
+def _schema(json_schema: Mapping[str, JsonValue], decisive: str) -> str:
     return f"{digest(dict(json_schema))[:12]} with {decisive!r} decisive"
 
 

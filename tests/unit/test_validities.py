@@ -63,9 +63,15 @@ def test_a_bundle_that_is_deployed_as_it_was_made_is_valid_and_nothing_is_unknow
         (present(tier(model="c")), "cheap: model was a, is c"),
         (present(tier(revision="r2")), "cheap: revision was r1, is r2"),
         (present(tier(revision=None)), "cheap: revision was r1, is none"),
-        (present(tier(temperature=0.5)), 'cheap: sampling was {"max_tokens":64,"seed":0,"temperature":0.0}, is'),
+        (
+            present(tier(temperature=0.5)),
+            "cheap: sampling was temperature 0.0, seed 0, max_tokens 64, is temperature 0.5",
+        ),
         (present(tier(max_tokens=65)), "cheap: sampling was"),
-        (present(tier(usd_per_million=Prices(input=1, output=3))), "cheap: prices was"),
+        (
+            present(tier(usd_per_million=Prices(input=1, output=3))),
+            "cheap: prices was input 1.0, output 2.0 USD per million, is input 1.0, output 3.0 USD",
+        ),
         (
             present(served=SERVED.model_copy(update={"engine_version": "0.33.0"})),
             "engine version was 0.32.0, is 0.33.0",
