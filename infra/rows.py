@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from pydantic import JsonValue
 from sqlalchemy.orm import Session
@@ -81,6 +82,11 @@ class Rows:
     cascade: bool = False
     threshold: float | None = None
 
+    def first_open(self, tier: TierName) -> int:
+        """No row before this position is a tier's to answer any more."""
+        strong = self.cascade and tier is TierName.STRONG
+        return _first_open(self.run_id, tier, self.threshold if strong else None) if self.first else 0
+
     def wanted(self, tier: TierName) -> Callable[[paging.Unanswered], bool]:
         """Whether a tier is asked about a row."""
         if not self.cascade:
@@ -124,6 +130,8 @@ async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
     answered by then is stored.
     """
     tally = Tally()
+    if await asyncio.to_thread(rows.first_open, deployment.name) >= rows.last:
+        return tally
     await asyncio.to_thread(_note_deployment, rows.run_id, deployment)
 
     def keep(db: Session, batch: Sequence[Answered]) -> None:
@@ -155,6 +163,8 @@ async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
 async def validate(deployment: Deployment, rows: Rows, *, settings: Settings, progress: Progress) -> Tally:
     """Re-ask through Instructor, about every row whose answer failed its schema, and store what it comes to."""
     tally = Tally()
+    if await asyncio.to_thread(rows.first_open, deployment.name) >= rows.last:
+        return tally
     async with (
         open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered,
         aclosing(_pages(deployment, rows, limit=PAGE_ROWS if ledgered.online else ALL_ROWS)) as pages,
@@ -180,13 +190,20 @@ async def validate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
 async def _pages(deployment: Deployment, rows: Rows, *, limit: int) -> AsyncGenerator[list[paging.Unanswered]]:
     """The rows of the chunk that this tier is asked about and has not answered, a page at a time."""
     wanted = rows.wanted(deployment.name)
-    after = rows.first - 1
+    after = max(rows.first, await asyncio.to_thread(rows.first_open, deployment.name)) - 1
     while True:
         page = await asyncio.to_thread(_load_page, deployment, rows, after, limit)
         if not page:
             return
         after = page[-1].position
         yield [row for row in page if wanted(row)]
+
+
+@lru_cache(maxsize=8)
+def _first_open(run_id: str, tier: TierName, kept_from: float | None) -> int:
+    """Asked once a process: a run's answers become more and never fewer, so what was true stays so."""
+    first = retried(lambda db: paging.first_open(db, run_id, tier, kept_from=kept_from))
+    return sys.maxsize if first is None else first
 
 
 def _load_page(deployment: Deployment, rows: Rows, after: int, limit: int) -> list[paging.Unanswered]:

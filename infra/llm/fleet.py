@@ -38,6 +38,12 @@ class Fleet:
         self._lane = asyncio.Lock()
         self._suspects = 0
 
+    def hope(self) -> None:
+        """Somebody comes anew, perhaps because a server was mended: broken workers are tried at once."""
+        for worker in self.workers:
+            worker.closed_until = min(worker.closed_until, time.monotonic())
+        self._wake()
+
     async def take(self, *, cautious: bool = False) -> Ticket:
         """A place at the least loaded worker that admits one; waits for it as long as its patience lasts.
 

@@ -73,6 +73,7 @@ class _Client:
     async def _serve(self, opening: Opening) -> None:
         try:
             gateway = await self._gateways.get(opening)
+            gateway.fleet.hope()
             async with asyncio.TaskGroup() as lanes:
                 for _ in range(gateway.in_flight):
                     lanes.create_task(self._lane(gateway))
