@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import cast
+from typing import Literal, cast
 
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from domain.bundle_diffs import prompt_text
 from domain.bundles import Bundle
@@ -28,11 +28,8 @@ _HINT = "Get the folder again from where it was exported."
 
 def files_of(bundle: Bundle) -> dict[str, str]:
     """Every file of the folder by its name; the same bundle always gives the same bytes."""
-    body = cast(JsonValue, bundle.model_dump(mode="json"))
-    text = _pretty(body)
     files = {
-        BUNDLE: text,
-        MANIFEST: _pretty({"format": FORMAT, "hash": bundle.hash, "lines": cast(JsonValue, _line_marks(text))}),
+        BUNDLE: _pretty(cast(JsonValue, bundle.model_dump(mode="json"))),
         SCHEMA: _pretty(bundle.json_schema),
         CERTIFICATE: _pretty(cast(JsonValue, bundle.certificate.model_dump(mode="json"))),
         README: _readme(bundle),
@@ -40,39 +37,70 @@ def files_of(bundle: Bundle) -> dict[str, str]:
     for name in TierName:
         files[f"prompt-{name.value}.txt"] = prompt_text(bundle[name].prompt)
         files[f"request-{name.value}.json"] = _pretty(_request(bundle, name))
-    return files
+    marks: JsonValue = {name: cast(JsonValue, _line_marks(text)) for name, text in files.items()}
+    return {**files, MANIFEST: _pretty({"format": FORMAT, "hash": bundle.hash, "lines": marks})}
 
 
 def read_files(files: Mapping[str, bytes], folder: str) -> Bundle:
-    """The bundle of a folder's files. Raises InputError that names file, line and column of the first byte that is
-    not as it was exported."""
-    for name in (BUNDLE, MANIFEST):
-        if name not in files:
-            raise InputError(Place(f"{folder}/{name}"), "the file is missing", hint=_HINT)
+    """The bundle of a folder's files. Raises InputError that names the file and line, and where it can be known the
+    byte, of the first thing that is not as it was exported."""
+    manifest = _read_manifest(files, folder)
+    data = files.get(BUNDLE)
+    if data is None:
+        raise InputError(Place(f"{folder}/{BUNDLE}"), "the file is missing", hint=_HINT)
+    _check_lines(data, manifest.lines.get(BUNDLE, []), f"{folder}/{BUNDLE}")
     try:
-        manifest = json.loads(files[MANIFEST])
-        marks, said = list(map(str, manifest["lines"])), str(manifest["hash"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(Place(f"{folder}/{MANIFEST}"), "this is no manifest of a bundle", hint=_HINT) from error
-    _check_lines(files[BUNDLE], marks, f"{folder}/{BUNDLE}")
-    try:
-        body = json.loads(files[BUNDLE])
+        body = json.loads(data)
         bundle = Bundle.model_validate(body)
-    except (ValueError, ValidationError) as error:
+    except ValueError as error:
         raise InputError(Place(f"{folder}/{BUNDLE}"), f"this is no bundle: {error}"[:300], hint=_HINT) from error
-    if digest(body) != said or bundle.hash != said:
+    if digest(body) != manifest.hash or bundle.hash != manifest.hash:
         raise InputError(
             Place(f"{folder}/{MANIFEST}"),
-            f"the bundle's hash is {digest(body)[:12]}, not {said[:12]} as the manifest says",
+            f"the bundle's hash is {digest(body)[:12]}, not {manifest.hash[:12]} as the manifest says",
             hint=_HINT,
         )
-    for name, text in files_of(bundle).items():
-        _check_bytes(files.get(name), text.encode(), f"{folder}/{name}")
+    today = files_of(bundle)
+    if unknown := manifest.lines.keys() ^ (today.keys() - {MANIFEST}):
+        said = f"it should list the other files, and {min(unknown)!r} is wrong"
+        raise InputError(Place(f"{folder}/{MANIFEST}"), said, hint=_HINT)
+    for name, marks in manifest.lines.items():
+        expected = today.get(name, "")
+        if _line_marks(expected) == marks:
+            _check_bytes(files.get(name), expected.encode(), f"{folder}/{name}")
+        else:  # another version of this code wrote it in other words
+            _check_lines(files.get(name), marks, f"{folder}/{name}")
     return bundle
 
 
-def _check_lines(data: bytes, marks: list[str], file: str) -> None:
-    """Compare each line with its mark; only the manifest knows what a changed bundle was before."""
+class _Manifest(BaseModel):
+    """The hash of the bundle, and a mark of every line of every other file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    hash: str
+    lines: dict[str, list[str]]
+
+
+def _read_manifest(files: Mapping[str, bytes], folder: str) -> _Manifest:
+    place = Place(f"{folder}/{MANIFEST}")
+    data = files.get(MANIFEST)
+    if data is None:
+        raise InputError(place, "the file is missing", hint=_HINT)
+    try:
+        manifest = _Manifest.model_validate_json(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise InputError(place, f"this is no manifest of a bundle: {problem}", hint=_HINT) from error
+    _check_bytes(data, _pretty(cast(JsonValue, manifest.model_dump(mode="json"))).encode(), f"{folder}/{MANIFEST}")
+    return manifest
+
+
+def _check_lines(data: bytes | None, marks: list[str], file: str) -> None:
+    """Compare each line with its mark: all that is left of what a changed bundle was before."""
+    if data is None:
+        raise InputError(Place(file), "the file is missing", hint=_HINT)
     found = _line_marks(data.decode(errors="replace"))
     for number, mark in enumerate(found, start=1):
         if number > len(marks) or mark != marks[number - 1]:
@@ -147,9 +175,9 @@ fields put in place of the `{{{{double_braces}}}}` of the last message. The answ
 {rule}
 
 The confidence ({bundle.signal}): read the log-probabilities where the value of `{bundle.decisive}` begins and sum up
-what each allowed value can get; divide each value's probability by its `prior` in `bundle.json` and scale them to 1.
-The largest names the answer, and its distance to the second is the confidence. A row without log-probabilities has none
-and goes to the strong model.
+what each allowed value can get, token by token while several are possible; divide each value's probability by its
+`prior` in `bundle.json` and scale them to 1. The largest names the answer, and its distance to the second is the
+confidence. A row without log-probabilities has none and goes to the strong model.
 
 `headrace import FOLDER` adds the bundle to a ledger and checks every byte; it moves no alias. Then
 `headrace promote {bundle.hash[:12]}` makes it champion.
@@ -169,5 +197,5 @@ A change of model, revision, prompt, quantisation, engine version, logprobs mode
 | `request-cheap.json`, `request-strong.json` | the whole request |
 | `schema.json` | the JSON Schema of an answer |
 | `certificate.json` | the certificate with its test and its figures, or why there is none |
-| `manifest.json` | the hash, and a mark of each line of `bundle.json` |
+| `manifest.json` | the hash, and a mark of each line of the other files |
 """
