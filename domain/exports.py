@@ -188,7 +188,10 @@ confidence. A row without log-probabilities has none and goes to the strong mode
 
 A change of model, revision, prompt, quantisation, engine version, logprobs mode, schema or prices voids this.
 
-## Files
+{_FILES}"""
+
+
+_FILES = """## Files
 
 | file | holds |
 |---|---|

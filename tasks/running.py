@@ -69,7 +69,7 @@ def open_run(
     run_id = str(current_flow_run.id)
     gateway_client.start()
     leases.acquire(leases.work_of(kind, loaded.workload.name, uri), run_id, settings)
-    meters, served = read_meters(_servers(loaded)), served_now(loaded, settings, engine)
+    meters = read_meters(_servers(loaded))
     with transaction() as db:
         runs.open_run(
             db,
@@ -82,13 +82,12 @@ def open_run(
             budget=(max_usd, max_tokens),
         )
         runs.add_summary(db, run_id, {"code": code_version()})
-        note_served(db, run_id, served)
     return RunRef(
         run_id=run_id,
         workload=loaded.workload.name,
         folder=str(loaded.folder),
         workload_hash=loaded.hash,
-        tracking_id=_track(run_id, kind, loaded),
+        tracking_id=_track(run_id, kind, loaded, engine),
         engine=engine,
         chunk_rows=_chunk_rows(loaded, engine, settings),
     )
@@ -100,8 +99,11 @@ def _chunk_rows(loaded: LoadedWorkload, engine: EngineName | None, settings: Set
     return settings.chunk_rows if engines == {EngineName.HTTP} else ALL_ROWS
 
 
-def _track(run_id: str, kind: str, loaded: LoadedWorkload) -> str:
-    """Open the run in MLflow, with links from everywhere to everywhere; returns its id there."""
+def _track(run_id: str, kind: str, loaded: LoadedWorkload, engine: EngineName | None) -> str:
+    """Note what serves the run, and open it in MLflow, with links everywhere; returns its id there."""
+    served = served_now(loaded, load_settings(), engine)
+    with transaction() as db:
+        note_served(db, run_id, served)
     name = loaded.workload.name
     tracking_id = tracking.open_run(workload=name, flow_run_id=run_id, kind=kind, tags={})
     tracking.log(tracking_id, params=reporting.params(loaded), metrics={})

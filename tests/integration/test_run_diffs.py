@@ -5,16 +5,17 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from domain.run_diffs import Part
 from infra.comparing import compare_runs
 from infra.db.session import transaction
 from infra.db.store import bundles, runs
-from infra.db.tables import AnswerRow, CompletionRow, FrameRow, OutcomeRow, RunRow, RunRowRow
+from infra.db.tables import AnswerRow, BundleRow, CompletionRow, FrameRow, OutcomeRow, RunRow, RunRowRow
 from infra.exchange import import_runs
 from tests.integration.recorded_runs import FILE, ROOT, run_of
 
@@ -23,7 +24,7 @@ COPIED = (RunRow, RunRowRow, AnswerRow, OutcomeRow)
 
 
 @pytest.fixture
-def copied(ledger: str) -> str:
+def copied(ledger: str) -> Iterator[str]:
     """The recorded batch once more, by a bundle that keeps nothing: two of its rows ended at the strong tier."""
     import_runs(FILE)
     run_id = str(uuid.uuid4())
@@ -41,7 +42,9 @@ def copied(ledger: str) -> str:
         for row in db.scalars(select(OutcomeRow).where(*mine).order_by(OutcomeRow.record_key).limit(2)):
             row.tier, row.escalated, row.usd = "strong", True, 9 * row.usd
             row.output = {"topic": "cash" if row.output["topic"] == "loan" else "loan"}
-    return run_id
+    yield run_id
+    with transaction() as db:  # other tests export the run that this bundle is said to be of
+        db.execute(delete(BundleRow).where(BundleRow.hash == other.hash))
 
 
 def headrace(*words: str) -> subprocess.CompletedProcess[str]:
