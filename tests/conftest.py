@@ -4,12 +4,19 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import uvloop
 
 from infra import services
 from infra.settings import Settings, load_settings
 
 OTHERS_NAMES = ("HEADRACE_", "DATABASE_URL", "PREFECT_", "MLFLOW_", "PHOENIX_", "VLLM_", "PG")
 """Whatever begins like this could lead a test to somebody's real servers."""
+
+
+@pytest.fixture(scope="session")
+def event_loop_policy() -> uvloop.EventLoopPolicy:
+    """The loop that runs use: it lacks some of what asyncio's own can do."""
+    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -57,6 +58,7 @@ class LocalRunner:
         self.argv, self.environment = tuple(argv), dict(environment)
         self._turn, self._log, self._quiet_s = turn, log, quiet_s
         self._mine = asyncio.Lock()
+        self._started: dict[int, subprocess.Popen[bytes]] = {}
 
     @classmethod
     def embedded(cls, settings: Settings, model: str, *, engine_args: Sequence[str] = (), rows: int = ROWS) -> Self:
@@ -106,6 +108,8 @@ class LocalRunner:
                     break
                 await asyncio.sleep(LOOK_S)
             os.killpg(pid, signal.SIGKILL)
+        if process := self._started.pop(pid, None):
+            await asyncio.to_thread(process.wait)
 
     async def forget(self, part: Part) -> None:
         """Nobody else holds anything."""
@@ -115,13 +119,25 @@ class LocalRunner:
 
     async def _process(self, part: Part, turn: int) -> int | None:
         """The exit code; None for a run that hung and was ended."""
+        process = await asyncio.to_thread(self._start, part, turn)
+        self._started[process.pid] = process
+        part.save(pid=process.pid, ticks=start_ticks(process.pid))
+        while (code := process.poll()) is None:
+            await asyncio.sleep(LOOK_S)
+            if time.time() - self._log.stat().st_mtime > self._quiet_s:
+                await self.stop(part)
+                return None
+        del self._started[process.pid]
+        return code
+
+    def _start(self, part: Part, turn: int) -> subprocess.Popen[bytes]:
+        # Not by asyncio: uvloop's subprocesses know no umask.
         self._log.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self.argv,
-                *("-i", str(part.input), "-o", str(part.folder / OUTPUT)),
-                stdin=asyncio.subprocess.DEVNULL,
+            return subprocess.Popen(
+                [*self.argv, "-i", str(part.input), "-o", str(part.folder / OUTPUT)],
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=part.folder,
@@ -133,16 +149,6 @@ class LocalRunner:
             )
         finally:
             os.close(log)
-        part.save(pid=process.pid, ticks=start_ticks(process.pid))
-        ended = asyncio.ensure_future(process.wait())
-        try:
-            while not (await asyncio.wait([ended], timeout=LOOK_S))[0]:
-                if time.time() - self._log.stat().st_mtime > self._quiet_s:
-                    await self.stop(part)
-                    return None
-            return ended.result()
-        finally:
-            ended.cancel()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncGenerator[int]:

@@ -118,7 +118,7 @@ async def test_a_run_that_always_crashes_says_what_its_log_says(tmp_path: Path) 
 
 
 async def test_a_run_that_says_nothing_is_ended(tmp_path: Path) -> None:
-    replies = await answers(runner(tmp_path, "hang", quiet_s=0.1), tmp_path, ROWS[0])
+    replies = await answers(runner(tmp_path, "hang", quiet_s=3.0), tmp_path, ROWS[0])
     assert isinstance(replies[0].error, ModelUnavailable)
     assert len(starts(tmp_path)) == 2
     assert not any(psutil.pid_exists(pid) for pid in starts(tmp_path))
