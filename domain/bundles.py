@@ -1,17 +1,23 @@
 """Bundles: everything a workload needs to run at a certified quality, hashed and diffable."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from domain.canonical import digest
 from domain.certificates import Certificate, NotCertified
-from domain.errors import StaleBundle
+from domain.comparisons import Difference
 from domain.prompts import PromptVersion
-from domain.schemas import OutputSchema
 from domain.scores import Estimate
+from domain.servings import Served
 from domain.workloads import Target, Tier, TierName
+
+
+def _absent(value: object) -> bool:
+    """Facts that older bundles do not hold are left out where they are not known: their hashes stay what they are."""
+    return value is None
 
 
 class _Part(BaseModel):
@@ -19,11 +25,13 @@ class _Part(BaseModel):
 
 
 class BundledTier(_Part):
-    """One tier as it is deployed: model, sampling and prices, its prompt and its label prior."""
+    """One tier as it is deployed: model, sampling and prices, its prompt and its label prior; what served it."""
 
     tier: Tier
     prompt: PromptVersion
     prior: dict[str, float]
+    rendered: str | None = Field(default=None, exclude_if=_absent, description="Hash of the prompt as it was rendered.")
+    served: Served | None = Field(default=None, exclude_if=_absent, description="What gave the answers behind it.")
 
 
 class Lineage(_Part):
@@ -32,6 +40,14 @@ class Lineage(_Part):
     workload_hash: str
     dataset_version: str
     calibration_rows: int
+    baseline: str | None = Field(
+        default=None, exclude_if=_absent, description="Hash of the prompt as the workload states it, before compiling."
+    )
+
+
+def rendering(prompt: PromptVersion) -> str:
+    """sha256 of a prompt's messages as today's code renders them: other code may write another prompt."""
+    return digest(cast(JsonValue, prompt.template()))
 
 
 class Bundle(_Part):
@@ -52,11 +68,6 @@ class Bundle(_Part):
     def hash(self) -> str:
         """sha256 of the canonical form, lineage included."""
         return digest(self.model_dump(mode="json"))
-
-    def check_schema(self, schema: OutputSchema) -> None:
-        """Raise StaleBundle when the workload's output schema is no longer the one this was certified for."""
-        if schema.json_schema != self.json_schema or schema.decisive != self.decisive:
-            raise StaleBundle(f"the output schema of {self.workload!r} has changed since its champion was certified")
 
     def __getitem__(self, name: TierName) -> BundledTier:
         return self.cheap if name is TierName.CHEAP else self.strong
@@ -88,24 +99,48 @@ class Gate:
     reasons: tuple[str, ...]
 
 
-def gate(certificate: Certificate | NotCertified, figures: CascadeFigures, target: Target) -> Gate:
-    """A certified cascade must hold its promise on the test split within that split's own noise, answer
-    validly often enough and cost less; an uncertified bundle is all-strong and needs only validity."""
+def gate(
+    certificate: Certificate | NotCertified,
+    figures: CascadeFigures,
+    loss: Difference,
+    target: Target,
+    *,
+    void: Sequence[str] = (),
+) -> Gate:
+    """A certified cascade must not be void, keep its promise on the test split within that split's own noise, answer
+    validly often enough and cost less; an uncertified bundle is all-strong and needs only validity.
+
+    `loss` is the quality that the cascade loses row by row against what the target asks of it (`figures.loss_of`).
+    The certificate is the proof of the promise; the test split may refute it, and has too few rows to prove it again.
+    """
     reasons: list[str] = []
     if figures.cascade.n == 0:
         reasons.append("the test split is empty")
     if figures.valid_rate < target.min_valid:
         reasons.append(f"{figures.valid_rate:.1%} of the answers are valid; the gate asks {target.min_valid:.1%}")
     if isinstance(certificate, Certificate):
-        floor = target.floor(figures.strong.mean)
-        if figures.cascade.high < floor:
+        reasons += [f"the certificate is void: {reason}" for reason in void]
+        if loss.low > target.allowed:
             reasons.append(
-                f"quality {figures.cascade} on the test split stays below {floor:.3f}, the lowest allowed beside the "
-                f"strong tier's {figures.strong.mean:.3f}, interval included"
+                f"on the test split the cascade loses {loss.mean:.3f} [{loss.low:.3f}, {loss.high:.3f}] "
+                f"{target.lost_against}, row by row over {loss.n} rows ({loss.method}); "
+                f"the whole interval is above the {target.allowed:g} allowed"
             )
         if figures.cascade_usd >= figures.strong_usd:
             reasons.append("the cascade costs no less than the strong tier alone on the test split")
     return Gate(passed=not reasons, reasons=tuple(reasons))
+
+
+def gate_report(verdict: Gate, figures: CascadeFigures, loss: Difference) -> dict[str, JsonValue]:
+    """What the gate saw and said, as JSON for the audit table; costs are USD per row."""
+    return {
+        "passed": verdict.passed,
+        "reasons": list(verdict.reasons),
+        "loss": cast(JsonValue, asdict(loss)),
+        "valid_rate": figures.valid_rate,
+        "cascade_usd": figures.cascade_usd,
+        "strong_usd": figures.strong_usd,
+    }
 
 
 def keeps(confidence: float | None, threshold: float | None) -> bool:

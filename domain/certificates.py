@@ -1,93 +1,57 @@
 """Certificates: the lowest threshold whose loss of quality is proven small, or plain words why none is.
 
 The row's cheap answer is kept iff its confidence >= threshold. Its loss is L = 1{kept}(strong - cheap),
-in [-1, 1]. Thresholds are tested from "escalate everything" downward, each at level delta, and the first
-failure stops the search (fixed-sequence testing; Learn-then-Test, arXiv 2110.01052), so that the last
-pass keeps E[L] <= eps with probability at least 1 - delta over the draw of the rows.
+in [-1, 1]. Thresholds are tested from "escalate everything" downward, each at level delta/m for m declared signals,
+and the first failure stops the search (domain/thresholds.py), so that the last pass keeps E[L] <= eps with
+probability at least 1 - delta over the draw of the rows. The tests are in domain/losses.py.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
-from scipy import special
+import numpy.typing as npt
 
+from domain.canonical import digest
 from domain.confidences import FloatArray
-from domain.workloads import Target
+from domain.intervals import gap_interval, mean_interval
+from domain.losses import BETTING, EXACT, PAIRED, Goal, betting_p, binomial_p, choose_test, p_values
+from domain.promises import promise
+from domain.shortfalls import rows_needed
+from domain.tallies import PairedRows, Tally, is_binary, tally
+from domain.thresholds import GRID_POINTS, fixed_sequence, grid_of, signal_level
+from domain.verdicts import Certificate, CurvePoint, Kind, NotCertified
 
-GRID_POINTS = 200
-EXACT = "one-sided exact binomial"
-BETTING = "WSR betting"
+__all__ = [
+    "BETTING",
+    "EXACT",
+    "GRID_POINTS",
+    "PAIRED",
+    "Alone",
+    "Bound",
+    "Certificate",
+    "CurvePoint",
+    "NotCertified",
+    "PairedRows",
+    "Tuned",
+    "betting_p",
+    "binomial_p",
+    "cheapest",
+    "grid_of",
+    "promise",
+    "tune",
+    "tune_signals",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class PairedRows:
-    """Both tiers on the same n rows: confidence of the cheap answer (-inf: always escalate), qualities
-    in [0, 1], and what each tier's answer cost, USD. Each array has shape (n,)."""
+class Bound:
+    """A goal by itself: eps is the largest mean loss, the largest share of it (relative) or of differing answers."""
 
-    confidence: FloatArray
-    cheap: FloatArray
-    strong: FloatArray
-    cheap_usd: FloatArray
-    strong_usd: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.confidence)
-
-
-class CurvePoint(BaseModel):
-    """What one threshold does on the calibration rows; costs are USD per row."""
-
-    model_config = ConfigDict(frozen=True)
-
-    threshold: float
-    kept: float
-    quality: float
-    gap: float
-    worse: int
-    better: int
-    cost: float
-    p_value: float
-    passed: bool
-
-
-class Certificate(BaseModel):
-    """A promise, and everything needed to check it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    certified: Literal[True] = True
-    kind: Literal["absolute", "relative"]
-    threshold: float
+    kind: Kind
     eps: float
     delta: float
-    n: int
-    test: str
-    p_value: float
-    gap: float
-    worse: int
-    better: int
-    cost: float
-    cost_all_strong: float
-    grid: tuple[float, ...]
-    promise: str
-
-
-class NotCertified(BaseModel):
-    """No threshold could be certified at a saving: everything goes to the strong tier."""
-
-    model_config = ConfigDict(frozen=True)
-
-    certified: Literal[False] = False
-    kind: Literal["absolute", "relative"]
-    eps: float
-    delta: float
-    n: int
-    test: str
-    reason: str
-    rows_needed: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,164 +72,151 @@ class Tuned:
     strong: Alone
 
 
-def grid_of(confidence: FloatArray, points: int = GRID_POINTS) -> FloatArray:
-    """Up to `points` thresholds, highest first: quantiles of the finite confidences, no label involved."""
-    finite = confidence[np.isfinite(confidence)]
-    if not len(finite):
-        return np.array([], dtype=np.float64)
-    return np.unique(np.quantile(finite, np.linspace(0, 1, points), method="inverted_cdf"))[::-1]
+def tune(
+    rows: PairedRows,
+    target: Goal,
+    *,
+    grid: FloatArray,
+    signal: str | None = None,
+    declared: int = 1,
+    metric: str = "the workload's metric",
+) -> Tuned:
+    """Certify the cheapest threshold of a grid, highest first, that keeps the target.
 
-
-def binomial_p(worse: int, n: int, eps: float) -> float:
-    """One-sided exact p-value of "the share of rows made worse exceeds eps" (Clopper-Pearson), for 0/1 quality."""
-    return float(special.bdtr(worse, n, eps))
-
-
-def betting_p(loss: FloatArray, *, low: float, high: float, bound: float, delta: float) -> float:
-    """p-value of "E[loss] > bound" for losses in [low, high] by betting (WSR, arXiv 2010.09686).
-
-    The rows must stand in an order that does not depend on their labels.
+    The rows' order must not depend on labels. For an agreement target `cheap` is 1 where the tiers' answers are equal,
+    and `strong` is 1. `declared` is the number of signals among which one is going to be chosen.
     """
-    x = (loss - low) / (high - low)
-    m = (bound - low) / (high - low)
-    k = np.arange(1, len(x) + 1)
-    mean = (0.5 + np.cumsum(x)) / (k + 1)
-    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (k + 1)
-    earlier = np.concatenate([[0.25], variance[:-1]])
-    bets = np.minimum(np.sqrt(2 * math.log(1 / delta) / (len(x) * earlier)), 0.75 / (1 - m))
-    wealth = np.cumsum(np.log1p(bets * (m - x)))
-    return float(min(1.0, np.exp(-wealth.max(initial=0.0))))
-
-
-def tune(rows: PairedRows, target: Target, *, grid: FloatArray) -> Tuned:
-    """Certify the cheapest threshold that keeps the target; the rows' order must not depend on labels."""
-    exact = target.kind == "absolute" and bool(np.isin([rows.cheap, rows.strong], (0.0, 1.0)).all())
-    test = EXACT if exact else BETTING
-    points: list[CurvePoint] = []
-    unbroken = True
-    for threshold in grid if len(rows) else ():
-        point = _measure(rows, float(threshold), target, exact=exact, unbroken=unbroken)
-        unbroken = point.passed
-        points.append(point)
-    passed = [point for point in points if point.passed]
+    grid = grid if len(rows) else grid[:0]
+    test = choose_test(target, n=len(rows), binary=is_binary(rows))
+    level = signal_level(target.delta, declared)
+    sums = tally(rows, grid)
+    found = p_values(rows, sums, grid, target, test=test, level=level) if len(grid) else np.array([])
+    passed = fixed_sequence(found, level)
     cheap, strong = _alone(rows.cheap, rows.cheap_usd), _alone(rows.strong, rows.strong_usd)
-    if passed and passed[-1].cost < strong.cost:
-        verdict = _certificate(passed[-1], target, n=len(rows), test=test, all_strong=strong.cost, grid=grid)
+    last = int(passed.sum()) - 1
+    tested = _Tested(target, test, level, signal, declared, grid, sums, found, strong.cost)
+    if last >= 0 and sums.cost[last] < strong.cost:
+        verdict = _certificate(tested, last, promise(target, n=len(rows), metric=metric))
     else:
-        verdict = _refusal(points, target, n=len(rows), test=test, any_passed=bool(passed), all_strong=strong.cost)
-    return Tuned(verdict, points, cheap, strong)
+        verdict = _refusal(tested, any_passed=last >= 0, strong_usd=rows.strong_usd)
+    return Tuned(verdict, _curve(tested, passed), cheap, strong)
+
+
+def tune_signals(
+    signals: Mapping[str, FloatArray], rows: PairedRows, target: Goal, *, metric: str = "the workload's metric"
+) -> dict[str, Tuned]:
+    """Tune each of the signals that were declared beforehand, at its share of delta; `rows.confidence` is not used."""
+    tuned: dict[str, Tuned] = {}
+    for name, confidence in signals.items():
+        mine = PairedRows(confidence, rows.cheap, rows.strong, rows.cheap_usd, rows.strong_usd)
+        grid = grid_of(confidence)
+        tuned[name] = tune(mine, target, grid=grid, signal=name, declared=len(signals), metric=metric)
+    return tuned
+
+
+def cheapest(tuned: Mapping[str, Tuned]) -> str:
+    """The signal whose certified cascade costs least; without any, the one that needs the fewest rows."""
+
+    def rank(name: str) -> tuple[bool, float, float]:
+        verdict = tuned[name].verdict
+        if isinstance(verdict, Certificate):
+            return False, verdict.cost, 0.0
+        p = 2.0 if verdict.p_value is None else verdict.p_value
+        return True, math.inf if verdict.rows_needed is None else verdict.rows_needed, p
+
+    return min(tuned, key=rank)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """A grid with its tallies and p-values, and under which terms they were made."""
+
+    target: Goal
+    test: str
+    level: float
+    signal: str | None
+    declared: int
+    grid: FloatArray
+    sums: Tally
+    p_values: FloatArray
+    all_strong: float
 
 
 def _alone(quality: FloatArray, usd: FloatArray) -> Alone:
     return Alone(float(quality.mean()), float(usd.mean())) if len(quality) else Alone(0.0, 0.0)
 
 
-def _measure(rows: PairedRows, threshold: float, target: Target, *, exact: bool, unbroken: bool) -> CurvePoint:
-    kept = rows.confidence >= threshold
-    loss = np.where(kept, rows.strong - rows.cheap, 0.0)
-    worse, better = int((loss > 0).sum()), int((loss < 0).sum())
-    if exact:
-        p_value = binomial_p(worse, len(rows), target.eps)
-    elif target.kind == "absolute":
-        p_value = betting_p(loss, low=-1, high=1, bound=target.eps, delta=target.delta)
-    else:
-        relative = loss - target.eps * rows.strong
-        p_value = betting_p(relative, low=-1, high=1 - target.eps, bound=0.0, delta=target.delta)
-    return CurvePoint(
-        threshold=threshold,
-        kept=float(kept.mean()),
-        quality=float(np.where(kept, rows.cheap, rows.strong).mean()),
-        gap=float(loss.mean()),
-        worse=worse,
-        better=better,
-        cost=float((rows.cheap_usd + np.where(kept, 0.0, rows.strong_usd)).mean()),
-        p_value=p_value,
-        passed=unbroken and p_value <= target.delta,
-    )
+def _curve(tested: _Tested, passed: npt.NDArray[np.bool_]) -> list[CurvePoint]:
+    sums, gaps, costs = tested.sums, tested.sums.gap, tested.sums.cost
+    return [
+        CurvePoint(
+            threshold=float(threshold),
+            kept=float(sums.kept[i]) / sums.n,
+            quality=(sums.strong - float(sums.loss[i])) / sums.n,
+            gap=float(gaps[i]),
+            worse=int(sums.worse[i]),
+            better=int(sums.better[i]),
+            cost=float(costs[i]),
+            p_value=float(tested.p_values[i]),
+            passed=bool(passed[i]),
+        )
+        for i, threshold in enumerate(tested.grid)
+    ]
 
 
-def _certificate(
-    point: CurvePoint, target: Target, *, n: int, test: str, all_strong: float, grid: FloatArray
-) -> Certificate:
+def _certificate(tested: _Tested, chosen: int, words: str) -> Certificate:
+    target, sums = tested.target, tested.sums
     return Certificate(
         kind=target.kind,
-        threshold=point.threshold,
+        threshold=float(tested.grid[chosen]),
         eps=target.eps,
         delta=target.delta,
-        n=n,
-        test=test,
-        p_value=point.p_value,
-        gap=point.gap,
-        worse=point.worse,
-        better=point.better,
-        cost=point.cost,
-        cost_all_strong=all_strong,
-        grid=tuple(float(t) for t in grid),
-        promise=promise(target, n=n),
+        n=sums.n,
+        test=tested.test,
+        p_value=float(tested.p_values[chosen]),
+        gap=float(sums.gap[chosen]),
+        worse=int(sums.worse[chosen]),
+        better=int(sums.better[chosen]),
+        cost=float(sums.cost[chosen]),
+        cost_all_strong=tested.all_strong,
+        grid=tuple(float(t) for t in tested.grid),
+        promise=words,
+        signal=tested.signal,
+        declared=tested.declared,
+        level=tested.level,
+        grid_hash=_hash(tested.grid),
+        gap_interval=gap_interval(float(sums.loss[chosen]), float(sums.loss_squared[chosen]), sums.n),
+        cost_interval=mean_interval(float(sums.usd[chosen]), float(sums.usd_squared[chosen]), sums.n),
     )
 
 
-def _refusal(
-    points: list[CurvePoint], target: Target, *, n: int, test: str, any_passed: bool, all_strong: float
-) -> NotCertified:
-    needed = rows_needed(points, target, n=n, all_strong=all_strong, exact=test == EXACT)
+def _refusal(tested: _Tested, *, any_passed: bool, strong_usd: FloatArray) -> NotCertified:
+    target, sums, all_strong = tested.target, tested.sums, tested.all_strong
     if any_passed:
         reason = "every certified threshold escalates so much that the cascade costs more than the strong tier alone"
+    elif sums.n and not len(tested.grid):
+        reason = "no row has a confidence"
     else:
         reason = f"no threshold keeps the loss within {target.eps:g} at confidence {1 - target.delta:g} on these rows"
     return NotCertified(
         kind=target.kind,
         eps=target.eps,
         delta=target.delta,
-        n=n,
-        test=test,
+        n=sums.n,
+        test=tested.test,
         reason=reason,
-        rows_needed=needed,
+        rows_needed=rows_needed(
+            sums, tested.p_values, target, level=tested.level, test=tested.test, all_strong=all_strong
+        ),
+        signal=tested.signal,
+        declared=tested.declared,
+        level=tested.level,
+        p_value=float(tested.p_values[0]) if len(tested.p_values) else None,
+        grid_hash=_hash(tested.grid),
+        cost=all_strong,
+        cost_interval=mean_interval(float(strong_usd.sum()), float(np.square(strong_usd).sum()), sums.n),
     )
 
 
-def rows_needed(points: list[CurvePoint], target: Target, *, n: int, all_strong: float, exact: bool) -> int | None:
-    """Calibration rows that would about suffice for the easiest saving threshold; None when none would.
-
-    Never below what zero losses need, ln(1/delta) / -ln(1 - eps), and never a number that has just failed.
-    """
-    least = math.ceil(math.log(1 / target.delta) / -math.log(1 - target.eps))
-    guesses = [_rows_for(point, target, n=n, exact=exact) for point in points if point.cost < all_strong]
-    finite = [guess for guess in guesses if math.isfinite(guess)]
-    if finite:
-        return max(least, n + 1, math.ceil(min(finite)))
-    return least if n < least else None
-
-
-def _rows_for(point: CurvePoint, target: Target, *, n: int, exact: bool) -> float:
-    """Rows after which this threshold would pass, were its rates the true ones; inf when they are too bad.
-
-    Chernoff's bound for the binomial test, which sees only rows made worse; else the normal approximation
-    2 ln(1/delta) q / (allowed - gap)^2 with discordance q.
-    """
-    doubt = math.log(1 / target.delta)
-    if exact:
-        rate = point.worse / n
-        divergence = special.rel_entr(rate, target.eps) + special.rel_entr(1 - rate, 1 - target.eps)
-        return doubt / float(divergence) if rate < target.eps else math.inf
-    strong = point.quality + point.gap
-    spare = strong - target.floor(strong) - point.gap
-    return 2 * doubt * ((point.worse + point.better) / n) / spare**2 if spare > 0 else math.inf
-
-
-def promise(target: Target, *, n: int) -> str:
-    """The words of the guarantee, as they are to be printed."""
-    bound = (
-        f"at least that of the strong model minus {target.eps:g}"
-        if target.kind == "absolute"
-        else f"at least {1 - target.eps:g} times that of the strong model"
-    )
-    return (
-        f"If future requests are drawn from the same distribution as the {n} calibration rows and are served by the "
-        f"same model versions, prompts and decoding settings, then with probability at least {1 - target.delta:g} over "
-        "the draw of those rows, either Headrace reported not certified (and routes everything to the strong model), "
-        f"or the expected quality of the deployed cascade, as measured by the workload's metric, is {bound}. This is a "
-        "statement about the average over requests, not about each request or each subgroup; it is exact for the "
-        "sample size used, makes no assumption on the confidence score, and says nothing about cost (whose estimate is "
-        "reported) nor about the metric's own errors."
-    )
+def _hash(grid: FloatArray) -> str:
+    return digest([float(threshold) for threshold in grid])

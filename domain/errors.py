@@ -111,6 +111,12 @@ class StaleBundle(HeadraceError):
     hint = "Make a new bundle with `headrace run`."
 
 
+class PromotionRefused(HeadraceError):
+    """The gate has reasons against a bundle, or there is no champion to go back to."""
+
+    hint = 'Mend what it says, or promote with `--force --reason "…"`; the audit table keeps the reason.'
+
+
 class TooManyQuarantined(HeadraceError):
     """More of a run's rows are in quarantine than the workload allows; what was answered is stored."""
 

@@ -7,10 +7,12 @@ import numpy as np
 
 from domain.bundles import CascadeFigures, keeps
 from domain.certificates import PairedRows
+from domain.comparisons import Difference, paired_difference
 from domain.confidences import FloatArray, auroc
 from domain.datasets import Split
 from domain.outcomes import TierAnswer
 from domain.scores import estimate
+from domain.workloads import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,14 @@ def figures_of(rows: Sequence[Row], threshold: float | None) -> CascadeFigures:
         strong_tokens=_mean(strong_tokens),
         cascade_tokens=_mean(asked * cheap_tokens + ~kept * strong_tokens),
     )
+
+
+def loss_of(rows: Sequence[Row], threshold: float | None, target: Target) -> Difference:
+    """What the cascade loses row by row against the strong tier, or against the share of it that the target asks."""
+    pairs = paired_rows(rows)
+    kept = np.array([keeps(float(c), threshold) for c in pairs.confidence], dtype=np.bool_)
+    cascade = np.where(kept, pairs.cheap, pairs.strong)
+    return paired_difference(cascade, target.asked * pairs.strong)
 
 
 def _mean(values: FloatArray) -> float:

@@ -1,5 +1,6 @@
 """Summaries: the figures of a run as plain JSON, and as the sentences that people read."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -52,6 +53,14 @@ def verdict_line(verdict: Certificate | NotCertified) -> str:
         else ("more rows would not help: no saving threshold comes within the allowed loss")
     )
     return f"Not certified: {verdict.reason}. All rows go to the strong tier; {needed} (there are {verdict.n})."
+
+
+def void_line(reasons: Sequence[str], workload: str) -> str:
+    """A void certificate in one sentence, and what to do."""
+    return (
+        f"The champion's certificate is void: {'; '.join(reasons)}. Every row goes to the strong tier as the workload "
+        f"has it now; make a new bundle with `headrace run {workload}`."
+    )
 
 
 @dataclass(frozen=True, slots=True)

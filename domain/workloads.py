@@ -162,6 +162,21 @@ class Target(_Written):
         """The lowest quality allowed beside a strong tier of this quality."""
         return strong - self.eps if self.kind == "absolute" else strong * (1 - self.eps)
 
+    @property
+    def asked(self) -> float:
+        """The share of a strong answer's quality that a row's loss is counted from."""
+        return 1.0 if self.kind == "absolute" else 1 - self.eps
+
+    @property
+    def allowed(self) -> float:
+        """The largest mean loss, counted from that share."""
+        return self.eps if self.kind == "absolute" else 0.0
+
+    @property
+    def lost_against(self) -> str:
+        """What a loss is counted from, in words."""
+        return "against the strong tier" if self.kind == "absolute" else f"against {self.asked:g} of the strong tier"
+
 
 class Judge(_Written):
     """An LLM that grades answers; one of the tiers plays it."""

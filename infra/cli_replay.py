@@ -71,20 +71,36 @@ def reproduce(
 
 
 @verbs.command(name="export")
-def export_(run_id: RunId, file: Path) -> None:
-    """Write a run with all that its replay needs into a zip file: rows, prompts and answers in plain text."""
+def export_(
+    reference: Annotated[
+        str, typer.Argument(metavar="RUN|BUNDLE", help="A run's id, a bundle's hash, or their beginning; champion@W.")
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="What is written.")],
+) -> None:
+    """Write a run with all that its replay needs into a zip file, or a bundle into a folder of plain files."""
     _connected()
+    from infra.bundle_folders import export_bundle, is_bundle
     from infra.exchange import export_run
 
-    console.print(f"{sum(export_run(run_id, file).values()):,} rows written to {file}", markup=False)
+    if is_bundle(reference):
+        bundle, names = export_bundle(reference, file)
+        console.print(f"bundle {bundle.hash} written to {file}: {', '.join(names)}", markup=False)
+        return
+    console.print(f"{sum(export_run(reference, file).values()):,} rows written to {file}", markup=False)
 
 
 @verbs.command(name="import")
-def import_(file: Path) -> None:
-    """Add an exported run to this ledger."""
+def import_(file: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="What `export` wrote.")]) -> None:
+    """Add an exported run or bundle to this ledger; no alias moves, and a bundle's every byte is checked."""
     _connected()
+    from infra.bundle_folders import import_bundle
     from infra.db.session import migrate
     from infra.exchange import import_runs
 
     migrate()
+    if file.is_dir():
+        bundle, new = import_bundle(file)
+        said = "added" if new else "was here already"
+        console.print(f"bundle {bundle.hash} {said}: every byte is as it was exported", markup=False)
+        return
     console.print(f"{sum(import_runs(file).values()):,} rows read from {file}", markup=False)

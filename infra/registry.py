@@ -105,6 +105,29 @@ def set_alias(name: str, alias: str, version: int) -> None:
         client.set_registered_model_alias(name, alias, str(version))
 
 
+def mirror(bundle: Bundle, alias: str) -> bool:
+    """Let an alias of a workload's bundles and prompts point to this bundle and its prompts.
+
+    Returns False when MLflow does not hold all of them, as after an import: then nothing moves. Raises
+    TraceStoreError when MLflow cannot be reached or refuses.
+    """
+    client = connect()
+    name = bundle_name(bundle.workload)
+    with translated(f"look up the bundle {name}"):
+        version = _version_of(client, name, bundle.hash, prompt=False)
+        prompts = {
+            named: _version_of(client, named, bundle[tier].prompt.hash, prompt=True)
+            for tier in TierName
+            for named in [prompt_name(bundle.workload, tier)]
+        }
+    if version is None or None in prompts.values():
+        return False
+    set_alias(name, alias, version)
+    for named, found in prompts.items():
+        set_prompt_alias(named, alias, found or 0)
+    return True
+
+
 def _version_of(client: MlflowClient, name: str, content_hash: str, *, prompt: bool) -> int | None:
     only_prompts = " and tags.`mlflow.prompt.is_prompt` = 'true'" if prompt else ""
     found = client.search_model_versions(f"name = '{name}' and tags.`{HASH_TAG}` = '{content_hash}'{only_prompts}")

@@ -1,6 +1,6 @@
 """The tiers as they answered a past run: its prompts and label priors, checked before anything is decided with them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from domain.answers import fit_prior
 from domain.bundles import Bundle
@@ -28,15 +28,16 @@ class Replayed:
     cause: Cause
 
 
-def bundled_tiers(setting: Setting, bundle: Bundle) -> dict[TierName, Replayed]:
-    """The tiers as a bundle deploys them."""
-    return {
-        name: Replayed(
-            _deployment(setting, name, bundle, bundle[name].prompt, bundle[name].prior, max_reasks=bundle.max_reasks),
-            setting.cause,
-        )
-        for name in TierName
-    }
+def bundled_tiers(setting: Setting, bundle: Bundle, *, void: bool = False) -> dict[TierName, Replayed]:
+    """The tiers as a bundle deploys them; once its certificate was void, with the models that the workload named."""
+    found: dict[TierName, Replayed] = {}
+    for name in TierName:
+        part = bundle[name]
+        deployed = _deployment(setting, name, bundle, part.prompt, part.prior, max_reasks=bundle.max_reasks)
+        if void:
+            deployed = replace(deployed, tier=setting.loaded.workload.tiers[name])
+        found[name] = Replayed(deployed, setting.cause)
+    return found
 
 
 def compiled_tiers(setting: Setting, bundle: Bundle) -> dict[TierName, Replayed]:

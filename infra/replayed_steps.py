@@ -6,8 +6,9 @@ from typing import Protocol, cast
 
 from pydantic import JsonValue
 
-from domain.bundles import Bundle, BundledTier, Lineage, gate, keeps
+from domain.bundles import Bundle, BundledTier, Lineage, gate, keeps, rendering
 from domain.cascades import Cascade, bundle_of, decide_cascade
+from domain.compiles import baseline_of
 from domain.datasets import Split
 from domain.figures import Row
 from domain.outcomes import Outcome, TierAnswer, Unanswered, settle_row
@@ -21,6 +22,7 @@ from infra.db.store.datasets import StoredRecord
 from infra.db.store.replays import StoredCompletion
 from infra.replayed_prompts import Replayed
 from infra.replayed_rows import RowReplay, Setting
+from infra.rows import Deployment
 from infra.scoring import JUDGES_METRIC, judge_rows, score_row
 
 SETTLED_AT_ONCE = 1000
@@ -149,7 +151,9 @@ class OptimizeSteps:
         workload = self.setting.loaded.workload
         cascade = decide_cascade(self.pairs, workload.target)
         self._compare_tuning(cascade)
-        verdict = gate(cascade.tuned.verdict, cascade.figures, workload.target)
+        # What the servers said at that moment is on record and nowhere else.
+        void = self.setting.run.summary.get("void", [])
+        verdict = gate(cascade.tuned.verdict, cascade.figures, cascade.loss, workload.target, void=void)
         with transaction() as db:
             promotion = store.load_promotion(db, self.setting.run.id)
         recorded: JsonValue = [promotion[0], cast(JsonValue, promotion[1])] if promotion else None
@@ -189,16 +193,27 @@ class OptimizeSteps:
         figures = tuning_summary(cascade.tuned, cascade.figures)
         seen.same(Kind.FIGURES, "the figures", {name: run.summary.get(name) for name in figures}, figures, cause=cause)
         deployed = {name: tier.deployment for name, tier in self.tiers.items()}
-        parts = {
-            name: BundledTier(tier=d.tier, prompt=d.prompt, prior=dict(d.prior.means)) for name, d in deployed.items()
-        }
+        parts = {name: _bundled(deployment, self.bundle[name]) for name, deployment in deployed.items()}
+        loaded, known = self.setting.loaded, self.bundle.lineage.baseline is not None
         lineage = Lineage(
             workload_hash=run.workload_hash,
             dataset_version=run.dataset_version or "",
             calibration_rows=sum(row.split is Split.CALIBRATION for row in self.pairs),
+            baseline=baseline_of(loaded.workload, loaded.schema).hash if known else None,
         )
-        made = bundle_of(cascade, self.setting.loaded.workload, self.setting.loaded.schema, parts, lineage)
+        made = bundle_of(cascade, loaded.workload, loaded.schema, parts, lineage)
         seen.same(Kind.BUNDLE, "the bundle's hash", run.bundle_hash, made.hash, cause=cause)
+
+
+def _bundled(deployed: Deployment, recorded: BundledTier) -> BundledTier:
+    """A tier as the bundle must have it; what older bundles do not say is not asked of them."""
+    return BundledTier(
+        tier=deployed.tier,
+        prompt=deployed.prompt,
+        prior=dict(deployed.prior.means),
+        rendered=rendering(deployed.prompt) if recorded.rendered is not None else None,
+        served=recorded.served,
+    )
 
 
 async def _answer(setting: Setting, tier: Replayed, row: StoredRecord, page: Page) -> StoredAnswer | None:

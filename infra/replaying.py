@@ -91,7 +91,8 @@ def _steps(setting: Setting) -> Steps:
     bundle = _bundle(setting)
     if setting.run.kind == "optimize":
         return OptimizeSteps(setting, compiled_tiers(setting, bundle), bundle)
-    return RouteSteps(setting, bundled_tiers(setting, bundle), bundle.threshold)
+    void = bool(setting.run.summary.get("void"))
+    return RouteSteps(setting, bundled_tiers(setting, bundle, void=void), None if void else bundle.threshold)
 
 
 def _bundle(setting: Setting) -> Bundle:

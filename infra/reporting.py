@@ -82,6 +82,8 @@ def markdown(run: RunRecord, *, rows: Conservation, spent: list[Spending]) -> st
         lines += ["| " + " | ".join(line) + " |" for line in summaries.table(run.summary)]
         lines += ["", summaries.verdict_line(verdict_of(run.summary)), ""]
         lines += [f"> {promise}", ""] if (promise := run.summary["verdict"].get("promise")) else []
+    if run.kind == "route" and (void := run.summary.get("void")):
+        lines += [summaries.void_line(void, run.workload), ""]
     lines += [f"- [{name}]({url})" for name, url in run.links.items()]
     return "\n".join(lines)
 

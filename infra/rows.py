@@ -59,10 +59,12 @@ class Deployment:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over everything that an answer depends on beside the row; a changed renderer changes it too."""
+        """sha256 over everything that an answer and its price depend on beside the row; a changed renderer changes it
+        too."""
         probe = Request(self.frame, self.prompt.question(dict.fromkeys(self.prompt.input_fields, "probe")))
         means: dict[str, JsonValue] = {**self.prior.means}
-        return digest([probe.hash, means, self.schema.decisive, self.max_reasks, self.code])
+        prices: JsonValue = self.tier.usd_per_million.model_dump(mode="json")
+        return digest([probe.hash, means, self.schema.decisive, self.max_reasks, self.code, prices])
 
     def request(self, row: StoredRecord) -> Request:
         """Exactly what is sent for a row."""

@@ -104,7 +104,7 @@ def summary(console: Console, run_id: str) -> None:
     if "test" in run.summary:
         _tuning(console, run)
     if "answered" in run.summary:
-        _routing(console, run.summary)
+        _routing(console, run)
     for name, url in run.links.items():
         console.print(f"  {name:<15} {url}", soft_wrap=True)
 
@@ -132,7 +132,10 @@ def _tuning(console: Console, run: RunRecord) -> None:
         )
 
 
-def _routing(console: Console, figures: dict[str, Any]) -> None:
+def _routing(console: Console, run: RunRecord) -> None:
+    figures = run.summary
+    if void := figures.get("void"):
+        console.print(f"  [yellow]void[/]      {escape(summaries.void_line(void, run.workload))}")
     line = f"  answered {figures['answered']}   kept on cheap {figures['kept_on_cheap']}"
     line += f"   escalated {figures['escalated']}"
     line += f"   ${figures['usd_per_1000']:.4f} per 1,000 rows"

@@ -36,7 +36,7 @@ def deployment_of(run: RunRef, plan: PromptRef | BundleRef, tier: TierName) -> D
     else:
         with transaction() as db:
             bundle = bundles.load_bundle(db, plan.bundle_hash)
-        deployed = bundled_deployment(bundle, tier, loaded)
+        deployed = bundled_deployment(bundle, tier, loaded, void=bool(plan.void))
     if run.engine is None:
         return deployed
     return replace(deployed, tier=deployed.tier.model_copy(update={"engine": run.engine}))
@@ -47,6 +47,10 @@ def rows_of(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: C
     last = chunk.first + chunk.rows
     if isinstance(plan, PromptRef):
         return Rows(run.run_id, data.version, chunk.first, last)
+    return Rows(run.run_id, data.version, chunk.first, last, cascade=True, threshold=threshold_of(plan))
+
+
+def threshold_of(plan: BundleRef) -> float | None:
+    """The confidence from which a cheap answer is kept; None when nothing may be: all rows go to the strong tier."""
     with transaction() as db:
-        threshold = bundles.load_bundle(db, plan.bundle_hash).threshold
-    return Rows(run.run_id, data.version, chunk.first, last, cascade=True, threshold=threshold)
+        return None if plan.void else bundles.load_bundle(db, plan.bundle_hash).threshold

@@ -2,40 +2,56 @@
 
 from prefect import get_run_logger, task
 
-from domain.bundles import gate
+from domain.bundles import gate, gate_report
 from domain.datasets import Split
-from domain.figures import figures_of
+from domain.figures import figures_of, loss_of
+from domain.promotions import Act
+from domain.validities import examine
 from domain.workloads import TierName
 from infra import registry, tracking
+from infra.aliasing import os_user
 from infra.db.session import transaction
-from infra.db.store import bundles, runs
+from infra.db.store import bundles, promotions, runs
 from infra.pairs import load_pairs
+from infra.serving import present_of
+from infra.settings import load_settings
 from tasks.references import BundleRef, DatasetRef, RunRef, TunedRef
 from tasks.running import is_retryable, load_for, step
 
 
 @task(retry_condition_fn=is_retryable)
 def promote_bundle(run: RunRef, data: DatasetRef, tuned: TunedRef) -> BundleRef:
-    """Make the bundle challenger, and champion when it passes the gate."""
-    workload = load_for(run).workload
+    """Make the bundle challenger, and champion when it passes the gate; either is a row of the audit table."""
+    loaded, settings = load_for(run), load_settings()
+    workload = loaded.workload
     with transaction() as db:
         bundle = bundles.load_bundle(db, tuned.bundle_hash)
     test = [row for row in load_pairs(run.run_id, data.version, workload.metric) if row.split is Split.TEST]
-    verdict = gate(bundle.certificate, figures_of(test, bundle.threshold), workload.target)
-    aliases = ["challenger", "champion"] if verdict.passed else ["challenger"]
+    figures, loss = figures_of(test, bundle.threshold), loss_of(test, bundle.threshold, workload.target)
+    void = examine(bundle, present_of(loaded, settings, run.engine)).reasons
+    verdict = gate(bundle.certificate, figures, loss, workload.target, void=void)
     with transaction() as db:
         bundles.save_promotion(db, bundle, verdict, run_id=run.run_id)
-        for alias in aliases:
-            bundles.set_alias(db, run.workload, alias, bundle.hash)
-        runs.add_summary(db, run.run_id, {"promoted": verdict.passed, "gate": list(verdict.reasons)})
+        new = promotions.record(
+            db,
+            Act.PROMOTED if verdict.passed else Act.REFUSED,
+            workload=run.workload,
+            to_hash=bundle.hash,
+            who=os_user(),
+            gate=gate_report(verdict, figures, loss),
+            run_id=run.run_id,
+        )
+        if new:
+            bundles.set_alias(db, run.workload, "challenger", bundle.hash)
+        held = bundles.find_bundle(db, bundle.hash).aliases
+        summary = {"promoted": verdict.passed, "gate": list(verdict.reasons), "void": list(void)}
+        runs.add_summary(db, run.run_id, summary)
     with step(run, "promote") as step_id:
-        name, version = registry.log_bundle(bundle, run_id=step_id)
-        for alias in aliases:
-            registry.set_alias(name, alias, version)
+        registry.log_bundle(bundle, run_id=step_id)
         for tier in TierName:
-            prompt = registry.register_prompt(bundle[tier].prompt, workload=run.workload, tier=tier, run_id=step_id)
-            for alias in aliases:
-                registry.set_prompt_alias(registry.prompt_name(run.workload, tier), alias, prompt)
+            registry.register_prompt(bundle[tier].prompt, workload=run.workload, tier=tier, run_id=step_id)
+        for alias in held:
+            registry.mirror(bundle, alias)
         tracking.log(step_id, params={"bundle": bundle.hash, "promoted": str(verdict.passed)}, metrics={})
         tracking.set_tags(run.tracking_id, {"headrace.bundle": bundle.hash, "headrace.promoted": str(verdict.passed)})
     get_run_logger().info("%s", "champion" if verdict.passed else f"challenger only: {'; '.join(verdict.reasons)}")

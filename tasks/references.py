@@ -47,9 +47,10 @@ class PromptRef(Reference):
 
 
 class BundleRef(Reference):
-    """A bundle by its hash."""
+    """A bundle by its hash; `void` says why its certificate does not hold any more, and then all rows go to strong."""
 
     bundle_hash: str
+    void: tuple[str, ...] = ()
 
 
 class ChunkRef(Reference):

@@ -1,12 +1,16 @@
 """Route: which bundle answers, and what became of every row."""
 
-from prefect import task
+from prefect import get_run_logger, task
 
 from domain.outcomes import settle_row
-from domain.summaries import batch_summary
+from domain.summaries import batch_summary, void_line
+from domain.validities import examine
 from infra import tracking
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, paging, runs
+from infra.serving import present_of
+from infra.settings import load_settings
+from tasks.chunking import threshold_of
 from tasks.references import BundleRef, ChunkRef, DatasetRef, RunRef
 from tasks.running import is_retryable, load_for, step
 
@@ -15,21 +19,30 @@ PAGE_ROWS = 2_000
 
 @task(retry_condition_fn=is_retryable)
 def load_champion(run: RunRef) -> BundleRef:
-    """The workload's champion; raises NotFound without one and StaleBundle when the schema has changed since."""
+    """The workload's champion, and why its certificate is void if it is: then every row goes to the strong tier.
+
+    A run that is resumed keeps its bundle, whoever is champion by then. Raises NotFound without a champion and
+    StaleBundle when the output schema has changed since.
+    """
     loaded = load_for(run)
+    present = present_of(loaded, load_settings(), run.engine)
     with transaction() as db:
-        bundle = bundles.champion(db, run.workload)
-        bundle.check_schema(loaded.schema)
+        begun = runs.load_run(db, run.run_id).bundle_hash
+        bundle = bundles.load_bundle(db, begun) if begun else bundles.champion(db, run.workload)
+        found = examine(bundle, present)
+        found.check_schema(run.workload)
         runs.change_run(db, run.run_id, bundle_hash=bundle.hash)
-    tracking.set_tags(run.tracking_id, {"headrace.bundle": bundle.hash})
-    return BundleRef(bundle_hash=bundle.hash)
+        runs.add_summary(db, run.run_id, {"void": list(found.reasons)})
+    tracking.set_tags(run.tracking_id, {"headrace.bundle": bundle.hash, "headrace.void": "; ".join(found.reasons)})
+    if found.void:
+        get_run_logger().warning("%s", void_line(found.reasons, run.workload))
+    return BundleRef(bundle_hash=bundle.hash, void=found.reasons)
 
 
 @task(task_run_name="settle-{chunk.index}", retry_condition_fn=is_retryable)
 def settle_chunk(run: RunRef, data: DatasetRef, bundle: BundleRef, chunk: ChunkRef) -> ChunkRef:
     """Turn both tiers' answers to a chunk into outcomes, and quarantine what nobody could answer."""
-    with transaction() as db:
-        threshold = bundles.load_bundle(db, bundle.bundle_hash).threshold
+    threshold = threshold_of(bundle)
     after, last = chunk.first - 1, chunk.first + chunk.rows
     while True:
         with transaction() as db:
@@ -44,8 +57,8 @@ def settle_chunk(run: RunRef, data: DatasetRef, bundle: BundleRef, chunk: ChunkR
 @task(retry_condition_fn=is_retryable)
 def summarise_batch(run: RunRef, bundle: BundleRef, _settled: list[ChunkRef]) -> BundleRef:
     """Write down what the batch cost and saved against all-strong."""
+    threshold = threshold_of(bundle)
     with transaction() as db:
-        threshold = bundles.load_bundle(db, bundle.bundle_hash).threshold
         summary = batch_summary(answers.batch_figures(db, run.run_id), threshold)
         runs.add_summary(db, run.run_id, summary)
     with step(run, "route") as step_id:

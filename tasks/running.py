@@ -34,6 +34,7 @@ from infra.llm import gateway_client
 from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
 from infra.rows import ALL_ROWS, Deployment
+from infra.serving import note_served, served_now
 from infra.settings import Settings, load_settings
 from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
@@ -86,7 +87,7 @@ def open_run(
         workload=loaded.workload.name,
         folder=str(loaded.folder),
         workload_hash=loaded.hash,
-        tracking_id=_track(run_id, kind, loaded),
+        tracking_id=_track(run_id, kind, loaded, engine),
         engine=engine,
         chunk_rows=_chunk_rows(loaded, engine, settings),
     )
@@ -98,8 +99,11 @@ def _chunk_rows(loaded: LoadedWorkload, engine: EngineName | None, settings: Set
     return settings.chunk_rows if engines == {EngineName.HTTP} else ALL_ROWS
 
 
-def _track(run_id: str, kind: str, loaded: LoadedWorkload) -> str:
-    """Open the run in MLflow, with links from everywhere to everywhere; returns its id there."""
+def _track(run_id: str, kind: str, loaded: LoadedWorkload, engine: EngineName | None) -> str:
+    """Note what serves the run, and open it in MLflow, with links everywhere; returns its id there."""
+    served = served_now(loaded, load_settings(), engine)
+    with transaction() as db:
+        note_served(db, run_id, served)
     name = loaded.workload.name
     tracking_id = tracking.open_run(workload=name, flow_run_id=run_id, kind=kind, tags={})
     tracking.log(tracking_id, params=reporting.params(loaded), metrics={})
@@ -232,12 +236,12 @@ def compiled_deployment(loaded: LoadedWorkload, prompt: PromptRef) -> Deployment
     )
 
 
-def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload) -> Deployment:
-    """A tier as a bundle deploys it."""
-    part = bundle[name]
+def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload, *, void: bool = False) -> Deployment:
+    """A tier as a bundle deploys it; once its certificate is void, with the model that the workload names today."""
+    part, today = bundle[name], loaded.workload.tiers[name]
     return Deployment(
         name=name,
-        tier=part.tier.answered_like(loaded.workload.tiers[name]),
+        tier=today if void else part.tier.answered_like(today),
         prompt=part.prompt,
         prior=LabelPrior(part.prior),
         schema=loaded.schema,

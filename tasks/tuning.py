@@ -2,15 +2,18 @@
 
 from prefect import get_run_logger, task
 
-from domain.bundles import BundledTier, Lineage
+from domain.bundles import BundledTier, Lineage, rendering
 from domain.cascades import Cascade, bundle_of, decide_cascade
+from domain.compiles import baseline_of
 from domain.summaries import figure_metrics, tuning_summary, verdict_line
-from domain.workloads import Target
+from domain.workloads import Target, TierName
 from infra import tracking
 from infra.db.session import transaction
 from infra.db.store import answers, bundles, runs
 from infra.figures import Anchor, cost_quality_curve
 from infra.pairs import load_pairs
+from infra.rows import Deployment
+from infra.serving import served_answers
 from tasks.chunking import deployment_of
 from tasks.references import DatasetRef, PromptRef, RunRef, ScoredRef, TunedRef
 from tasks.running import is_retryable, load_for, step
@@ -23,8 +26,13 @@ def tune_router(run: RunRef, data: DatasetRef, prompts: list[PromptRef], _scored
     rows = load_pairs(run.run_id, data.version, loaded.workload.metric)
     cascade = decide_cascade(rows, loaded.workload.target)
     deployed = {prompt.tier: deployment_of(run, prompt, prompt.tier) for prompt in prompts}
-    tiers = {name: BundledTier(tier=d.tier, prompt=d.prompt, prior=dict(d.prior.means)) for name, d in deployed.items()}
-    lineage = Lineage(workload_hash=run.workload_hash, dataset_version=data.version, calibration_rows=data.calibration)
+    tiers = {name: _bundled(run, name, deployment) for name, deployment in deployed.items()}
+    lineage = Lineage(
+        workload_hash=run.workload_hash,
+        dataset_version=data.version,
+        calibration_rows=data.calibration,
+        baseline=baseline_of(loaded.workload, loaded.schema).hash,
+    )
     bundle = bundle_of(cascade, loaded.workload, loaded.schema, tiers, lineage)
     with transaction() as db:
         bundles.save_bundle(db, bundle, run_id=run.run_id)
@@ -34,6 +42,18 @@ def tune_router(run: RunRef, data: DatasetRef, prompts: list[PromptRef], _scored
     _track(run, cascade, loaded.workload.target)
     get_run_logger().info(verdict_line(cascade.tuned.verdict))
     return TunedRef(bundle_hash=bundle.hash, certified=cascade.threshold is not None)
+
+
+def _bundled(run: RunRef, name: TierName, deployed: Deployment) -> BundledTier:
+    with transaction() as db:
+        served = served_answers(db, run.run_id, name)
+    return BundledTier(
+        tier=deployed.tier,
+        prompt=deployed.prompt,
+        prior=dict(deployed.prior.means),
+        rendered=rendering(deployed.prompt),
+        served=served,
+    )
 
 
 def _track(run: RunRef, cascade: Cascade, target: Target) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from sqlalchemy import BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, Uuid, false, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.schema import Identity, UniqueConstraint
 
 Json = dict[str, Any]
 
@@ -234,12 +235,12 @@ class ScoreRow(Base):
 
 
 class BundleRow(Base):
-    """A bundle by its hash."""
+    """A bundle by its hash; one that was imported from a folder has no run here."""
 
     __tablename__ = "bundles"
     hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     workload: Mapped[str] = mapped_column(Text, index=True)
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
     body: Mapped[Json]
     created_at: Mapped[datetime] = _created()
 
@@ -254,7 +255,7 @@ class AliasRow(Base):
 
 
 class PromotionRow(Base):
-    """One decision of the gate: the audit trail of the aliases."""
+    """One decision of the gate in a run."""
 
     __tablename__ = "promotions"
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
@@ -263,6 +264,23 @@ class PromotionRow(Base):
     passed: Mapped[bool]
     reasons: Mapped[Json]
     at: Mapped[datetime] = _created()
+
+
+class PromotionAuditRow(Base):
+    """Who made which bundle champion, when and why, or was refused; rows are added and never changed (a trigger)."""
+
+    __tablename__ = "promotion_audit"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime] = _created()
+    who: Mapped[str] = mapped_column(Text)
+    act: Mapped[str] = mapped_column(String(16))
+    workload: Mapped[str] = mapped_column(Text, index=True)
+    from_hash: Mapped[str | None] = mapped_column(String(64))
+    to_hash: Mapped[str] = mapped_column(String(64))
+    reason: Mapped[str | None] = mapped_column(Text)
+    gate: Mapped[Json | None]
+    run_id: Mapped[str | None] = mapped_column(String(36))
+    __table_args__ = (UniqueConstraint("run_id", "to_hash", "act", name="promotion_audit_once_a_run"),)
 
 
 class ProgressRow(Base):

@@ -1,8 +1,12 @@
 """The flows for real: Prefect with a process worker, Postgres, MLflow and Phoenix; only the models are scripted."""
 
+import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -10,17 +14,22 @@ from mlflow import artifacts
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from rich.console import Console
 
-from domain.bundles import Bundle, keeps
+from domain.bundles import Bundle, keeps, rendering
 from domain.certificates import Certificate, NotCertified
+from domain.promotions import Act
+from domain.servings import Served
 from domain.workloads import TierName
 from infra import registry, tracing
+from infra.aliasing import os_user
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, runs
+from infra.db.store import answers, bundles, promotions, runs
 from infra.db.store.answers import StoredQuarantine
 from infra.db.store.runs import RunRecord
 from infra.llm.scripted import Rule, Script, ScriptedServer
 from infra.replaying import replay
+from infra.showing import show_run
 from infra.stack import Stack
 from tests.integration import scripted_workloads
 from tests.integration.scripted_workloads import BROKEN, RULES, Count, Ran, Written, diagnosed, spent
@@ -149,6 +158,46 @@ def test_a_batch_is_answered_by_the_cheap_tier_where_it_is_sure_and_by_the_stron
     summary = load(routed).summary
     assert (summary["kept_on_cheap"], summary["escalated"]) == (len(kept), INCOMING - len(kept))
     assert summary["answered"] == summary["kept_on_cheap"] + summary["escalated"]
+
+
+def test_a_bundle_says_how_it_was_made_and_its_promotion_is_on_record(workload: Written, optimized: Ran) -> None:
+    bundle = champion(workload)
+    assert bundle.lineage.baseline is not None
+    assert {bundle[tier].rendered for tier in TierName} == {rendering(bundle[tier].prompt) for tier in TierName}
+    assert bundle.cheap.served == Served(), "the scripted servers tell nothing of themselves"
+    with transaction() as db:
+        (entry,) = [entry for entry in promotions.load_entries(db, workload.name) if entry.run_id == optimized.id]
+    assert (entry.move.act, entry.move.to_hash, entry.who) == (Act.PROMOTED, bundle.hash, os_user())
+    assert entry.gate is not None
+    assert (entry.gate["passed"], entry.gate["reasons"]) == (True, [])
+
+
+def test_once_the_certificate_is_void_every_row_goes_to_the_strong_tier(
+    workload: Written, routed: Ran, tmp_path: Path
+) -> None:
+    edited = replace(workload, folder=tmp_path / "edited")
+    shutil.copytree(workload.folder, edited.folder)
+    spec = json.loads((edited.folder / "workload.yaml").read_text())
+    spec["tiers"]["strong"]["usd_per_million"]["input"] *= 2
+    (edited.folder / "workload.yaml").write_text(json.dumps(spec))
+    ran = edited.run("route-batch")
+    assert diagnosed(ran.id).healthy
+    with transaction() as db:
+        outcomes = answers.load_outcomes(db, ran.id)
+        given = answers.load_answers(db, ran.id, TierName.CHEAP)
+    assert given == {}
+    assert {o.tier for o in outcomes} == {TierName.STRONG}
+    assert len(outcomes) == INCOMING
+    summary = load(ran).summary
+    assert (summary["threshold"], summary["kept_on_cheap"]) == (None, 0)
+    (reason,) = summary["void"]
+    assert reason.startswith("strong: prices was")
+    assert summary["usd_per_1000"] > load(routed).summary["usd_per_1000_all_strong"], "at today's price"
+    shown = Console(file=StringIO(), width=400)
+    show_run(shown, ran.id, quarantined=False, as_json=False)
+    assert "The champion's certificate is void: strong: prices was" in cast(StringIO, shown.file).getvalue()
+    assert load(routed).summary["void"] == []
+    assert replay(ran.id, edited.folder).seen.first is None
 
 
 def test_the_same_workload_again_sends_nothing_and_makes_the_same_bundle(

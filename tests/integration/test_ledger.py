@@ -7,7 +7,9 @@ import uuid
 from collections.abc import Callable
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.engine import make_url
@@ -16,10 +18,11 @@ from domain.datasets import BadRow, Record, Split
 from domain.errors import Place, StoreError
 from domain.ledgers import Attempt, OutcomeClass, Stage
 from domain.outcomes import Outcome, Unanswered
+from domain.promotions import former_champion
 from domain.requests import Completion, Request, Usage
 from domain.workloads import TierName
-from infra.db.session import engine_for, migrate, transaction
-from infra.db.store import answers, calls, datasets, runs
+from infra.db.session import MIGRATIONS, engine_for, migrate, transaction
+from infra.db.store import answers, calls, datasets, promotions, runs
 from infra.db.store.answers import StoredAnswer, StoredQuarantine
 from infra.db.tables import AnswerRow, AttemptRow, Base, CompletionRow
 from infra.snapshots import take_snapshot
@@ -82,6 +85,40 @@ def test_two_migrators_at_once_leave_one_schema_and_no_error(empty_database: str
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert tables(empty_database) == {*Base.metadata.tables, "alembic_version"}
+
+
+def test_promotions_from_before_the_audit_are_in_it_and_going_back_works(empty_database: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("sqlalchemy.url", empty_database)
+    command.upgrade(config, "0001")
+    run = "insert into runs (id, kind, workload, workload_hash, spec, state, meters_before) values "
+    values = "(:id, 'optimize', 'w', 'h', '{}', 'completed', '{}')"
+    with transaction() as db:
+        for number, (bundle, passed) in enumerate([("a", True), ("b", False), ("c", True), ("c", True)]):
+            db.execute(text(run + values), {"id": f"r{number}"})
+            body = {"hash": bundle, "run": f"r{number}", "passed": passed, "at": f"2026-01-0{number + 1}"}
+            db.execute(
+                text(
+                    "insert into bundles (hash, workload, run_id, body) values (:hash, 'w', :run, '{}') "
+                    "on conflict do nothing"
+                ),
+                body,
+            )
+            db.execute(
+                text(
+                    "insert into promotions (run_id, bundle_hash, workload, passed, reasons, at) "
+                    "values (:run, :hash, 'w', :passed, '{}', cast(:at as timestamptz))"
+                ),
+                body,
+            )
+        db.execute(text("insert into aliases (workload, alias, bundle_hash) values ('w', 'champion', 'c')"))
+    migrate()
+    with transaction() as db:
+        moves = [entry.move for entry in promotions.load_entries(db, "w")]
+    assert [(move.from_hash, move.to_hash) for move in moves] == [(None, "a"), ("a", "c"), ("c", "c")]
+    assert former_champion(moves, "c") == "a"
+    engine_for(empty_database).dispose()
 
 
 def test_the_models_are_exactly_what_the_migrations_make(ledger: str) -> None:

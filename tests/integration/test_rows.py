@@ -212,6 +212,19 @@ async def test_a_known_row_is_looked_up_once_however_often_its_task_is_repeated(
     assert len(attempts(run_id, cached=True)) == len(attempts(other, cached=True)) == 10
 
 
+async def test_known_rows_are_priced_by_todays_prices(run_id: str, settings: Settings) -> None:
+    with serving() as server:
+        how, given = deployment(server), rows_of(4)
+        before = await answer(run_id, how, given, settings)
+        prices = Prices(input=200, output=400)
+        dearer = replace(how, tier=how.tier.model_copy(update={"usd_per_million": prices}))
+        after = await answer(open_run(), dearer, given, settings)
+        assert server.calls.requests == 4
+    assert {key: found.usd for key, found in after.items()} == {
+        key: pytest.approx(2 * found.usd) for key, found in before.items()
+    }
+
+
 async def test_rows_that_say_the_same_are_asked_once_and_each_gets_the_answer(run_id: str, settings: Settings) -> None:
     with serving() as server:
         given = some_rows("my card", "my loan", "my card", "my card")

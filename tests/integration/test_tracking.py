@@ -205,6 +205,23 @@ def test_a_bundle_is_registered_once_and_reads_back_equal(workload: str, run_id:
     assert Bundle.model_validate_json(kept.read_text()).hash == one.hash
 
 
+def test_aliases_follow_the_ledgers_champion_back_and_forth(workload: str, run_id: str, server: Any) -> None:
+    one, other, unknown = (bundle(workload, words) for words in ("first", "second", "third"))
+    for made in (one, other):
+        registry.log_bundle(made, run_id=run_id)
+        for tier in TierName:
+            registry.register_prompt(made[tier].prompt, workload=workload, tier=tier, run_id=run_id)
+    name = registry.bundle_name(workload)
+    for made in (one, other, one):
+        assert registry.mirror(made, "champion")
+        assert server.get_model_version_by_alias(name, "champion").tags[registry.HASH_TAG] == made.hash
+        for tier in TierName:
+            champion = server.get_prompt_version_by_alias(registry.prompt_name(workload, tier), "champion")
+            assert champion.tags[registry.HASH_TAG] == made[tier].prompt.hash
+    assert not registry.mirror(unknown, "champion")
+    assert server.get_model_version_by_alias(name, "champion").tags[registry.HASH_TAG] == one.hash
+
+
 def test_a_bundle_left_half_stored_is_finished_by_the_retry(workload: str, run_id: str, server: Any) -> None:
     half = bundle(workload)
     experiment = server.get_run(run_id).info.experiment_id

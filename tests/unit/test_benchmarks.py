@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,10 @@ from hypothesis import strategies as st
 from benchmarks import material, run
 from benchmarks.figures import Bar, Figure, ratio, slope, table
 from benchmarks.mock_model import LABELS, Answers, Connection, answer_body
+from benchmarks.router import pass_line, simulate
+from benchmarks.router_methods import METHODS
+from benchmarks.router_populations import KnownLaw, populations
+from domain.certificates import Bound
 from domain.prompts import baseline
 from domain.requests import TOP_LOGPROBS, Request, row_request
 from domain.schemas import Valid, check
@@ -188,3 +193,49 @@ def test_an_unknown_measure_is_refused_before_anything_starts(capsys: pytest.Cap
         run.main(["speed"])
     assert ended.value.code == 2
     assert "no measure is called speed" in capsys.readouterr().err
+
+
+def test_a_table_drawn_from_knows_the_truth_about_every_threshold_and_the_best_of_them(tmp_path: Path) -> None:
+    lines = ["id,cheap_quality,strong_quality,conf,cheap_cost,strong_cost"]
+    lines += [f"{i},{int(i not in (1, 3))},1,{'' if i == 9 else 10 - i},1,{10 + i}" for i in range(10)]
+    (tmp_path / "ten.csv").write_text("\n".join(lines) + "\n")
+    table = populations(tmp_path)["ten"]
+    gap, cost = table.truth("conf", np.array([10.0, 8.5, 2.0, -5.0, 11.0]))
+    assert list(gap) == pytest.approx([0.0, 0.1, 0.2, 0.2, 0.0])
+    strong = sum(10 + i for i in range(10))
+    spent = [10 + sum(10 + i for i in range(10) if i not in kept) for kept in ([0], [0, 1], range(9), range(9), [])]
+    assert list(cost) == pytest.approx([usd / strong for usd in spent])
+    assert table.oracle("conf", 0.1) == pytest.approx((10 + sum(10 + i for i in range(3, 10))) / strong)
+    drawn = table.draw(np.random.default_rng(0), 50)
+    assert len(drawn.rows) == 50
+    assert set(drawn.rows.strong_usd) <= {10.0 + i for i in range(10)}
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_what_a_known_law_says_of_a_threshold_is_what_many_rows_show(graded: bool) -> None:
+    law = KnownLaw("law", graded=graded)
+    rows = law.draw(np.random.default_rng(1), 400_000).rows
+    for threshold in (0.2, 0.7):
+        gap, cost = law.truth("confidence", np.array([threshold]))
+        kept = rows.confidence >= threshold
+        assert np.where(kept, rows.strong - rows.cheap, 0).mean() == pytest.approx(gap[0], abs=0.003)
+        assert (rows.cheap_usd + ~kept * rows.strong_usd).mean() / 20 == pytest.approx(cost[0], abs=0.003)
+    gap, cost = law.truth("confidence", np.array([law.oracle("confidence", 0.02) - 1 / 20]))
+    assert gap[0] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_of_all_methods_those_without_a_bound_for_this_sample_break_the_promise_and_ours_do_not() -> None:
+    bound = Bound("absolute", 0.02, 0.10)
+    some = ["Headrace", "best empirical", "50 % strong calls (RouteLLM)", "Holm over the grid (0/1 only)"]
+    found = simulate(KnownLaw("law", graded=False), bound, n=500, draws=40, only=some)
+    cells = {cell.method: cell for cell in found}
+    line = pass_line(0.10, 40)
+    every = simulate(KnownLaw("law", graded=True), bound, n=200, draws=1)
+    assert {cell.method for cell in every} == {
+        name for name in METHODS if not name.endswith("(0/1 only)") and "all signals" not in name
+    }
+    assert cells["Headrace"].violations <= line
+    assert cells["best empirical"].violations > line
+    assert cells["50 % strong calls (RouteLLM)"].violations > line
+    assert cells["Headrace"].captured > cells["Holm over the grid (0/1 only)"].captured
+    assert 0.5 < cells["Headrace"].captured < 1

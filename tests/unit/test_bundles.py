@@ -5,21 +5,19 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from domain.bundles import Bundle, BundledTier, CascadeFigures, Lineage, gate, keeps
+from domain.bundles import Bundle, BundledTier, CascadeFigures, Gate, Lineage, gate, gate_report, keeps, rendering
 from domain.certificates import Certificate, NotCertified
-from domain.errors import Place, StaleBundle
+from domain.comparisons import Difference
+from domain.errors import Place
 from domain.prompts import PromptVersion
 from domain.schemas import OutputSchema
 from domain.scores import Estimate
+from domain.servings import Served
 from domain.workloads import Prices, Target, Tier, TierName
 
 
 class Answer(BaseModel):
     topic: Literal["card", "loan"]
-
-
-class Wider(BaseModel):
-    topic: Literal["card", "loan", "cash"]
 
 
 PLACE = Place("workload.yaml")
@@ -104,55 +102,85 @@ def test_a_bundle_gives_its_tiers_by_name_and_cannot_be_changed() -> None:
         made.threshold = 0.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_bundle_is_stale_once_the_output_schema_or_the_decisive_field_changes() -> None:
-    bundle().check_schema(SCHEMA)
-    wider = OutputSchema.of(Wider, decisive="topic", place=PLACE)
-    with pytest.raises(StaleBundle, match="output schema of 'w' has changed"):
-        bundle().check_schema(wider)
-    with pytest.raises(StaleBundle):
-        bundle(decisive="kind").check_schema(SCHEMA)
+def test_what_older_bundles_do_not_say_leaves_their_hashes_as_they_were() -> None:
+    old = bundle()
+    body = old.model_dump(mode="json")
+    assert not {"rendered", "served"} & body["cheap"].keys()
+    assert "baseline" not in body["lineage"]
+    for part in (
+        {"cheap": old.cheap.model_copy(update={"served": Served(engine_version="0.32.0")})},
+        {"strong": old.strong.model_copy(update={"rendered": rendering(PROMPT)})},
+        {"lineage": old.lineage.model_copy(update={"baseline": "b"})},
+    ):
+        new = bundle(**part)
+        assert new.hash != old.hash
+        assert Bundle.model_validate_json(new.model_dump_json()) == new
+
+
+def lost(low: float = -0.01, mean: float = 0.02, n: int = 300) -> Difference:
+    return Difference(mean, low, 0.2, n, up=9, down=3, p_value=0.1, method="m")
+
+
+def decided(
+    certificate: Certificate | NotCertified,
+    seen: CascadeFigures,
+    loss: Difference | None = None,
+    target: Target = TARGET,
+) -> Gate:
+    return gate(certificate, seen, loss or lost(), target)
 
 
 def test_a_cascade_that_keeps_its_promise_and_saves_passes_the_gate() -> None:
-    assert gate(CERTIFIED, figures(), TARGET).passed
-    assert gate(CERTIFIED, figures(), TARGET).reasons == ()
+    assert decided(CERTIFIED, figures()).passed
+    assert decided(CERTIFIED, figures()).reasons == ()
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cascade": Estimate(0.80, 0.76, 0.849, 300)}, "below 0.850"),
         ({"cascade_usd": 1.0}, "costs no less"),
         ({"valid_rate": 0.979}, "97.9% of the answers are valid; the gate asks 98.0%"),
         ({"cascade": Estimate(0.88, 0.84, 0.91, 0)}, "test split is empty"),
     ],
 )
 def test_the_gate_says_why_a_certified_cascade_stays_challenger(changes: dict[str, object], words: str) -> None:
-    found = gate(CERTIFIED, figures(**changes), TARGET)
+    found = decided(CERTIFIED, figures(**changes))
     assert not found.passed
     assert len(found.reasons) == 1
     assert words in found.reasons[0]
 
 
-def test_the_gate_allows_a_shortfall_within_the_test_splits_own_noise() -> None:
-    assert gate(CERTIFIED, figures(cascade=Estimate(0.80, 0.76, 0.851, 300)), TARGET).passed
+def test_the_gate_allows_a_loss_within_the_test_splits_own_noise_and_no_other() -> None:
+    assert decided(CERTIFIED, figures(), lost(0.05, mean=0.09)).passed
+    (reason,) = decided(CERTIFIED, figures(), lost(0.051, mean=0.09)).reasons
+    assert "loses 0.090 [0.051, 0.200] against the strong tier, row by row over 300 rows (m)" in reason
+    assert "above the 0.05 allowed" in reason
 
 
-def test_a_relative_target_allows_a_share_of_the_strong_tiers_quality() -> None:
+def test_a_relative_target_counts_the_loss_from_its_share_of_the_strong_tiers_quality() -> None:
     relative = Target(kind="relative", eps=0.05)
-    assert gate(CERTIFIED, figures(cascade=Estimate(0.8, 0.8, 0.856, 300)), relative).passed
-    assert not gate(CERTIFIED, figures(cascade=Estimate(0.8, 0.8, 0.854, 300)), relative).passed
+    assert (relative.asked, relative.allowed) == (0.95, 0.0)
+    assert decided(CERTIFIED, figures(), lost(0.0), relative).passed
+    (reason,) = decided(CERTIFIED, figures(), lost(0.001), relative).reasons
+    assert "against 0.95 of the strong tier" in reason
 
 
 def test_an_uncertified_bundle_is_all_strong_and_needs_only_valid_answers() -> None:
-    costly = figures(cascade_usd=1.0, cascade=Estimate(0.1, 0.0, 0.2, 300))
-    assert gate(REFUSED, costly, TARGET).passed
-    assert not gate(REFUSED, figures(valid_rate=0.9), TARGET).passed
+    assert gate(REFUSED, figures(cascade_usd=1.0), lost(0.5), TARGET, void=["prices"]).passed
+    assert not decided(REFUSED, figures(valid_rate=0.9)).passed
+
+
+def test_a_void_certificate_does_not_pass_the_gate() -> None:
+    found = gate(CERTIFIED, figures(), lost(), TARGET, void=["cheap: model was a, is b"])
+    assert found == Gate(passed=False, reasons=("the certificate is void: cheap: model was a, is b",))
 
 
 def test_every_reason_is_given_at_once() -> None:
     bad = figures(cascade=Estimate(0.1, 0.0, 0.2, 0), cascade_usd=2.0, valid_rate=0.5)
-    assert len(gate(CERTIFIED, bad, TARGET).reasons) == 4
+    found = gate(CERTIFIED, bad, lost(0.3), TARGET, void=["x"])
+    assert len(found.reasons) == 5
+    report = gate_report(found, bad, lost(0.3))
+    assert (report["passed"], report["reasons"]) == (False, list(found.reasons))
 
 
 @pytest.mark.parametrize(

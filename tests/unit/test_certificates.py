@@ -11,6 +11,7 @@ from scipy import stats
 from domain.certificates import (
     BETTING,
     EXACT,
+    PAIRED,
     Certificate,
     NotCertified,
     PairedRows,
@@ -25,6 +26,8 @@ from domain.workloads import Target
 
 EXAMPLES = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 TARGET = Target(kind="absolute", eps=0.05, delta=0.10)
+STRICT = Target(kind="absolute", eps=0.02, delta=0.10)
+"""Up to 499 rows are tested by the binomial."""
 
 
 def paired(
@@ -51,14 +54,14 @@ def needed(eps: float, delta: float) -> int:
 def test_the_binomial_p_value_is_that_of_scipys_own_test(n: int, share: float, eps: float) -> None:
     worse = round(share * n)
     expected = stats.binomtest(worse, n, eps, alternative="less").pvalue
-    assert binomial_p(worse, n, eps) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert binomial_p(np.array([float(worse)]), n, eps)[0] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_every_point_of_the_curve_counts_kept_losses_and_tests_them_on_all_rows() -> None:
     rng = np.random.default_rng(1)
     confidence, cheap = rng.random(400), (rng.random(400) < 0.8).astype(float)
     strong = (rng.random(400) < 0.9).astype(float)
-    tuned = tune(paired(confidence, cheap, strong), TARGET, grid=grid_of(confidence, 40))
+    tuned = tune(paired(confidence, cheap, strong), STRICT, grid=grid_of(confidence, 40))
     assert len(tuned.curve) == 40
     for point in tuned.curve:
         kept = confidence >= point.threshold
@@ -67,7 +70,7 @@ def test_every_point_of_the_curve_counts_kept_losses_and_tests_them_on_all_rows(
         assert point.gap == pytest.approx((point.worse - point.better) / 400)
         assert point.quality == pytest.approx(np.where(kept, cheap, strong).mean())
         assert point.cost == pytest.approx(1 + 10 * (1 - kept.mean()))
-        assert point.p_value == pytest.approx(stats.binomtest(point.worse, 400, 0.05, alternative="less").pvalue)
+        assert point.p_value == pytest.approx(stats.binomtest(point.worse, 400, 0.02, alternative="less").pvalue)
 
 
 def test_the_sequence_stops_at_its_first_failure_though_a_later_threshold_would_pass_alone() -> None:
@@ -112,14 +115,14 @@ def test_rows_of_equal_confidence_are_kept_or_escalated_together() -> None:
 def test_rows_without_confidence_escalate_at_every_threshold_and_still_count() -> None:
     confidence = np.r_[np.full(300, -np.inf), np.linspace(0.1, 0.9, 700)]
     cheap = np.r_[np.zeros(300), np.ones(700)]
-    tuned = tune(paired(confidence, cheap, 1.0), TARGET, grid=grid_of(confidence))
-    verdict = tuned.verdict
+    target = Target(eps=0.005, delta=0.1)
+    verdict = tune(paired(confidence, cheap, 1.0), target, grid=grid_of(confidence)).verdict
     assert isinstance(verdict, Certificate)
     assert verdict.n == 1000
     assert verdict.worse == 0
     assert verdict.threshold == pytest.approx(0.1)
     assert verdict.cost == pytest.approx(1 + 10 * 0.3)
-    assert verdict.p_value == pytest.approx(0.95**1000)
+    assert verdict.p_value == pytest.approx(0.995**1000)
     assert all(np.isfinite(threshold) for threshold in verdict.grid)
 
 
@@ -171,7 +174,7 @@ def test_no_row_at_all_certifies_nothing_and_says_how_many_would(kind: str) -> N
 def test_a_faultless_cheap_tier_answers_every_row() -> None:
     verdict = verdict_of(paired(np.linspace(0, 1, 500), 1.0, 1.0))
     assert isinstance(verdict, Certificate)
-    assert (verdict.threshold, verdict.cost, verdict.gap, verdict.test) == (0.0, 1.0, 0.0, EXACT)
+    assert (verdict.threshold, verdict.cost, verdict.gap, verdict.test) == (0.0, 1.0, 0.0, PAIRED)
 
 
 def test_a_useless_cheap_tier_answers_none_and_more_rows_are_not_asked_for() -> None:
@@ -198,11 +201,18 @@ def test_the_loss_is_strong_minus_cheap_and_not_the_other_way_round() -> None:
     assert (loss.curve[-1].gap, loss.curve[-1].worse, loss.curve[-1].better) == (1.0, 600, 0)
 
 
-def test_rows_made_better_do_not_pay_for_rows_made_worse_in_the_exact_test() -> None:
-    cheap, strong = np.r_[np.zeros(60), np.ones(200), np.ones(740)], np.r_[np.ones(60), np.zeros(200), np.ones(740)]
-    verdict = verdict_of(paired(np.full(1000, 0.5), cheap, strong))
-    assert isinstance(verdict, NotCertified)
-    assert verdict.rows_needed is None, "six in a hundred rows made worse never prove five"
+def test_rows_made_better_pay_for_rows_made_worse_once_there_are_enough_rows_for_the_paired_test() -> None:
+    def rows(n: int) -> PairedRows:
+        worse, better = round(0.06 * n), round(0.20 * n)
+        same = np.ones(n - worse - better)
+        cheap, strong = np.r_[np.zeros(worse), np.ones(better), same], np.r_[np.ones(worse), np.zeros(better), same]
+        return paired(np.full(n, 0.5), cheap, strong)
+
+    few, many = verdict_of(rows(180)), verdict_of(rows(1000))
+    assert isinstance(few, NotCertified)
+    assert (few.test, few.rows_needed) == (EXACT, 200), "from 10/eps rows on both kinds of rows count"
+    assert isinstance(many, Certificate)
+    assert (many.test, many.worse, many.better) == (PAIRED, 60, 200)
 
 
 @EXAMPLES
@@ -219,9 +229,9 @@ def test_the_rows_needed_are_more_than_the_rows_that_just_failed(n: int, rate: f
 def test_the_same_row_twice_counts_twice() -> None:
     confidence, cheap = np.linspace(0, 1, 400), np.ones(400)
     cheap[-1] = 0.0
-    once = tune(paired(confidence, cheap, 1.0), TARGET, grid=grid_of(confidence)).curve[-1]
+    once = tune(paired(confidence, cheap, 1.0), STRICT, grid=grid_of(confidence)).curve[-1]
     rows = paired(np.r_[confidence, 1.0], np.r_[cheap, 0.0], 1.0)
-    twice = tune(rows, TARGET, grid=grid_of(rows.confidence)).curve[-1]
+    twice = tune(rows, STRICT, grid=grid_of(rows.confidence)).curve[-1]
     assert (once.worse, twice.worse) == (1, 2)
     assert twice.p_value > once.p_value
 

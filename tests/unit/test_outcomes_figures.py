@@ -16,7 +16,7 @@ from domain.certificates import grid_of, tune
 from domain.confidences import LabelPrior
 from domain.datasets import Split
 from domain.errors import Place
-from domain.figures import Row, figures_of, paired_rows
+from domain.figures import Row, figures_of, loss_of, paired_rows
 from domain.outcomes import Outcome, TierAnswer, Unanswered, settle_row
 from domain.requests import Completion, Usage
 from domain.schemas import OutputSchema
@@ -84,6 +84,16 @@ def test_the_figures_of_the_cascade_are_those_of_its_settled_rows(rows: list[Row
         assert figures.escalation_rate == pytest.approx(np.mean([o.tier is TierName.STRONG for o in outcomes]))
         scores = [r.cheap_quality if o.tier is TierName.CHEAP else r.strong_quality for r, o in zip(rows, outcomes)]  # noqa: B905 equal by the assertion above
         assert figures.cascade.mean == pytest.approx(np.mean(scores))
+
+
+def test_the_loss_is_that_of_each_row_against_what_the_target_asks_of_the_strong_tier() -> None:
+    rows = [row("a", 0.9, 0.0, 1.0), row("b", 0.9, 1.0, 1.0), row("c", 0.1, 0.0, 1.0), row("d", 0.9, 1.0, 0.0)]
+    absolute = loss_of(rows, 0.5, Target(eps=0.05))
+    assert (absolute.mean, absolute.up, absolute.down, absolute.n) == (0.0, 1, 1, 4)
+    assert loss_of(rows, 0.0, Target(eps=0.05)).mean == 0.25
+    assert loss_of(rows, None, Target(eps=0.05)).mean == 0
+    relative = loss_of(rows, 0.5, Target(kind="relative", eps=0.2))
+    assert relative.mean == pytest.approx(((0.8 - 0) + (0.8 - 1) + (0.8 - 1) + (0 - 1)) / 4)
 
 
 def test_no_row_at_all_gives_figures_without_a_warning() -> None:

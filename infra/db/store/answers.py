@@ -8,11 +8,21 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from domain.errors import Place
+from domain.ledgers import OutcomeClass
 from domain.outcomes import Outcome, TierAnswer, Unanswered
 from domain.summaries import BatchFigures
 from domain.workloads import TierName
 from infra.db.store.writing import copy_over, put
-from infra.db.tables import AnswerRow, OutcomeRow, QuarantinedRow, RecordRow, ScoreRow
+from infra.db.tables import (
+    AnswerRow,
+    AttemptRow,
+    CompletionRow,
+    OutcomeRow,
+    QuarantinedRow,
+    RecordRow,
+    RunRow,
+    ScoreRow,
+)
 
 Json = dict[str, Any]
 
@@ -186,3 +196,24 @@ def places(db: Session, dataset_version: str, keys: Sequence[str]) -> dict[str, 
 
 def _columns(value: StoredAnswer | StoredScore) -> Json:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def payers(db: Session, run_id: str, tier: str) -> set[str | None]:
+    """The runs that paid for a run's answers: itself, or earlier ones of the same workload; None for any other."""
+    workload = select(RunRow.workload).where(RunRow.id == run_id).scalar_subquery()
+    paid = (
+        select(AttemptRow.request_hash, AttemptRow.run_id)
+        .join(RunRow, RunRow.id == AttemptRow.run_id)
+        .where(RunRow.workload == workload, ~AttemptRow.cached, AttemptRow.outcome == OutcomeClass.ANSWERED)
+        .subquery()
+    )
+    query = select(paid.c.run_id).select_from(AnswerRow)
+    query = query.join(CompletionRow, CompletionRow.request_hash == AnswerRow.request_hash)  # what was refused has none
+    query = query.outerjoin(paid, paid.c.request_hash == AnswerRow.request_hash)
+    return set(db.scalars(query.where(AnswerRow.run_id == run_id, AnswerRow.tier == tier).distinct()))
+
+
+def fingerprints(db: Session, run_id: str, tier: str) -> set[str | None]:
+    """The different system fingerprints of a run's answers."""
+    query = select(CompletionRow.fingerprint).join(AnswerRow, AnswerRow.request_hash == CompletionRow.request_hash)
+    return set(db.scalars(query.where(AnswerRow.run_id == run_id, AnswerRow.tier == tier).distinct()))

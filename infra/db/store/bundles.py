@@ -1,6 +1,7 @@
-"""Compiled prompts, bundles, their aliases and the audit trail of promotions."""
+"""Compiled prompts, bundles, their aliases, and what the gate decided in each run."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -13,6 +14,8 @@ from infra.db.store.writing import add, put
 from infra.db.tables import AliasRow, BundleRow, PromotionRow, PromptVersionRow
 
 Json = dict[str, Any]
+ALIASES = ("champion", "challenger")
+LISTED = "List what exists with `headrace bundles`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,8 @@ def save_compiled(db: Session, compiled: CompiledPrompt, *, workload: str, tier:
     )
 
 
-def save_bundle(db: Session, bundle: Bundle, *, run_id: str) -> None:
-    """Store a bundle under its hash."""
+def save_bundle(db: Session, bundle: Bundle, *, run_id: str | None) -> None:
+    """Store a bundle under its hash; what is stored already stays."""
     add(
         db,
         BundleRow,
@@ -64,12 +67,64 @@ def save_bundle(db: Session, bundle: Bundle, *, run_id: str) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBundle:
+    """A bundle with the run that made it (None: imported), when, and the aliases that point to it."""
+
+    bundle: Bundle
+    run_id: str | None
+    created_at: datetime
+    aliases: tuple[str, ...]
+
+
 def load_bundle(db: Session, bundle_hash: str) -> Bundle:
     """A bundle by its hash or an unambiguous beginning of it; raises NotFound."""
-    rows = db.scalars(select(BundleRow).where(BundleRow.hash.startswith(bundle_hash, autoescape=True)).limit(2)).all()
-    if len(rows) != 1:
-        raise NotFound(f"{'no bundle' if not rows else 'more than one bundle'} begins with {bundle_hash!r}.")
-    return Bundle.model_validate(rows[0].body)
+    return Bundle.model_validate(_row(db, bundle_hash).body)
+
+
+def find_bundle(db: Session, reference: str) -> StoredBundle:
+    """A bundle by its hash, an unambiguous beginning of it, `champion@WORKLOAD` or `challenger@WORKLOAD`.
+
+    Raises NotFound, which says what there is.
+    """
+    alias, at, workload = reference.partition("@")
+    return _stored(db, _row(db, _aliased(db, workload, alias) if at else reference))
+
+
+def load_bundles(db: Session, *, workload: str | None = None) -> list[StoredBundle]:
+    """The bundles of a workload, or all; the newest first."""
+    query = select(BundleRow).order_by(BundleRow.created_at.desc(), BundleRow.hash)
+    return [_stored(db, row) for row in db.scalars(query if workload is None else query.filter_by(workload=workload))]
+
+
+def matching(db: Session, beginning: str) -> int:
+    """How many bundles' hashes begin so."""
+    return len(db.scalars(select(BundleRow.hash).where(BundleRow.hash.startswith(beginning, autoescape=True))).all())
+
+
+def _row(db: Session, beginning: str) -> BundleRow:
+    query = select(BundleRow).where(BundleRow.hash.startswith(beginning, autoescape=True))
+    rows = db.scalars(query.order_by(BundleRow.hash).limit(4)).all()
+    if len(rows) == 1:
+        return rows[0]
+    if not rows:
+        raise NotFound(f"no bundle begins with {beginning!r}.", hint=LISTED)
+    some = ", ".join(row.hash[:16] for row in rows[:3]) + (", …" if len(rows) > 3 else "")
+    raise NotFound(f"more than one bundle begins with {beginning!r}: {some}.", hint="Give more of its hash.")
+
+
+def _aliased(db: Session, workload: str, alias: str) -> str:
+    if alias not in ALIASES:
+        raise NotFound(f"no alias is called {alias!r}.", hint=f"There are {' and '.join(ALIASES)}.")
+    row = db.get(AliasRow, (workload, alias))
+    if row is None:
+        raise NotFound(f"the workload {workload!r} has no {alias} bundle.", hint=LISTED)
+    return row.bundle_hash
+
+
+def _stored(db: Session, row: BundleRow) -> StoredBundle:
+    aliases = db.scalars(select(AliasRow.alias).where(AliasRow.bundle_hash == row.hash).order_by(AliasRow.alias))
+    return StoredBundle(Bundle.model_validate(row.body), row.run_id, row.created_at, tuple(aliases))
 
 
 def champion(db: Session, workload: str) -> Bundle:

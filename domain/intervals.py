@@ -1,0 +1,32 @@
+"""Intervals: two-sided 95 % intervals of a gap between two tiers and of a cost, from sums alone."""
+
+import math
+
+from scipy import special
+
+Interval = tuple[float, float]
+
+LEVEL = 0.95
+
+
+def gap_interval(loss: float, squares: float, n: int) -> Interval:
+    """Interval of a mean loss in [-1, 1], from the sum of n losses and of their squares.
+
+    Bonett and Price's (Stat. Methods Med. Res. 2012): one row made worse and one made better are added, so that no
+    rows that differ still leave a width. It takes the threshold as given: that it was chosen on these rows is left out.
+    """
+    m = n + 2
+    centre = loss / m
+    half = float(special.ndtri((1 + LEVEL) / 2)) * math.sqrt(max((squares + 2) / m - centre**2, 0.0) / m)
+    point = loss / n if n else 0.0
+    return max(-1.0, min(point, centre - half)), min(1.0, max(point, centre + half))
+
+
+def mean_interval(total: float, squares: float, n: int) -> Interval | None:
+    """Student's interval of a mean that is not negative, from n values' sum and sum of squares; None under 2 values."""
+    if n < 2:
+        return None
+    mean = total / n
+    deviation = math.sqrt(max(squares / n - mean**2, 0.0) * n / (n - 1))
+    half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * deviation / math.sqrt(n)
+    return max(0.0, mean - half), mean + half

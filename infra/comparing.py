@@ -1,0 +1,90 @@
+"""Two runs out of the ledger, side by side."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from domain.errors import NotFound
+from domain.requests import Frame
+from domain.run_diffs import Ended, RunDiff, Said, diff_runs
+from infra.db.session import transaction
+from infra.db.store import bundles, runs
+from infra.db.store.runs import RunRecord
+from infra.db.tables import (
+    AnswerRow,
+    CompletionRow,
+    FrameRow,
+    OutcomeRow,
+    QuarantinedRow,
+    RecordRow,
+    RunRowRow,
+    ScoreRow,
+)
+
+
+def compare_runs(before: str, after: str) -> tuple[RunRecord, RunRecord, RunDiff]:
+    """Compare two runs of one workload row by row; raises NotFound."""
+    with transaction() as db:
+        one, two = runs.load_run(db, before), runs.load_run(db, after)
+        if one.workload != two.workload:
+            raise NotFound(
+                f"run {one.id[:8]} is of {one.workload!r}, run {two.id[:8]} of {two.workload!r}.",
+                hint="Compare runs of the same workload.",
+            )
+        other = _threshold(db, one) != _threshold(db, two)
+        return one, two, diff_runs(_ended(db, one), _ended(db, two), other_threshold=other)
+
+
+def _threshold(db: Session, run: RunRecord) -> float | None:
+    """The threshold that a run's rows were settled by; None: all strong, or no bundle."""
+    if run.bundle_hash is None or (run.kind == "route" and run.summary.get("void")):
+        return None
+    return bundles.load_bundle(db, run.bundle_hash).threshold
+
+
+def _ended(db: Session, run: RunRecord) -> list[Ended]:
+    """How each row of a run ended; rows that could not be read are in neither."""
+    said = _said(db, run.id)
+    outcomes = {row.record_key: row for row in db.scalars(select(OutcomeRow).where(OutcomeRow.run_id == run.id))}
+    scores = {
+        (row.record_key, row.tier): row.value
+        for row in db.scalars(
+            select(ScoreRow).where(ScoreRow.run_id == run.id, ScoreRow.metric == run.spec.get("metric", ""))
+        )
+    }
+    refused = set(db.scalars(select(QuarantinedRow.record_key).where(QuarantinedRow.run_id == run.id)))
+    names = (
+        select(RecordRow.key, RecordRow.record_id)
+        .join(RunRowRow, RunRowRow.record_key == RecordRow.key)
+        .where(RunRowRow.run_id == run.id, RecordRow.dataset_version == run.dataset_version)
+        .order_by(RunRowRow.position)
+    )
+    found: list[Ended] = []
+    for key, name in db.execute(names).tuples():
+        outcome = outcomes.get(key)
+        if outcome is None and key not in refused:
+            continue  # the run did not come to it
+        tier = outcome.tier if outcome else None
+        quality = scores.get((key, tier)) if tier else None
+        usd = outcome.usd if outcome else 0.0
+        found.append(Ended(name, key, outcome.output if outcome else None, tier, usd, quality, said.get(key, {})))
+    return found
+
+
+def _said(db: Session, run_id: str) -> dict[str, dict[str, Said]]:
+    """What each tier said to each row, by record key and tier."""
+    query = (
+        select(AnswerRow, CompletionRow.frame_hash)
+        .outerjoin(CompletionRow, CompletionRow.request_hash == AnswerRow.request_hash)
+        .where(AnswerRow.run_id == run_id)
+    )
+    rows = db.execute(query).tuples().all()
+    wanted = {frame for _, frame in rows if frame}
+    frames = {
+        row.hash: Frame(row.body, row.revision) for row in db.scalars(select(FrameRow).where(FrameRow.hash.in_(wanted)))
+    }
+    found: dict[str, dict[str, Said]] = {}
+    for row, frame in rows:
+        known = frames.get(frame) if frame else None
+        said = Said(row.request_hash, known, row.reasks, row.output, row.confidence)
+        found.setdefault(row.record_key, {})[row.tier] = said
+    return found
