@@ -10,8 +10,8 @@ from pathlib import Path
 from sqlalchemy import text
 
 from infra import services, stack
+from infra.db.bundle_tables import Base  # with it all tables are known
 from infra.db.session import database_url, engine_for, migrate
-from infra.db.tables import Base
 from infra.settings import Settings, load_settings
 
 PORTS = range(26_000, 28_000, 8)

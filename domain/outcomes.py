@@ -1,6 +1,7 @@
 """Outcomes: what becomes of a row once both tiers were asked, or only one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
@@ -10,13 +11,19 @@ from domain.workloads import TierName
 
 @dataclass(frozen=True, slots=True)
 class TierAnswer:
-    """One tier's final answer to a row: output None means that it stayed invalid; tokens and `usd` at list price."""
+    """One tier's final answer to a row: output None means that it stayed invalid; tokens and `usd` at list price.
+
+    `signals` are the values of every signal that was looked at, `signal_usd` the part of `usd` that one took for calls
+    of its own.
+    """
 
     output: dict[str, JsonValue] | None
     confidence: float | None
     tokens: int
     usd: float
     failed: str | None
+    signals: Mapping[str, float] = field(default_factory=dict[str, float])
+    signal_usd: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,20 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What the tokens of one field's value say: the sum and the least of their log-probabilities, how many there are,
+    and for a closed field the probability, before renormalisation, that was left for its allowed values."""
+
+    logprob: float
+    least: float
+    tokens: int
+    allowed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """An answer: its text, why it ended, log-probabilities of the values each closed field could take."""
+    """An answer: its text, why it ended, log-probabilities of the values each closed field could take, and what the
+    tokens of each field say (None where nobody has read them)."""
 
     request_hash: str
     text: str
@@ -97,6 +109,7 @@ class Completion:
     usage: Usage
     label_logprobs: dict[str, dict[str, float]]
     fingerprint: str | None = None
+    readings: dict[str, Reading] | None = None
 
 
 def row_request(messages: Sequence[Message], *, tier: Tier, schema: OutputSchema) -> Request:

@@ -156,6 +156,12 @@ class Target(_Written):
     kind: Literal["absolute", "relative"] = "absolute"
     eps: Fraction = Field(default=0.05, description="Largest loss against all-strong (relative: share of it).")
     delta: Fraction = Field(default=0.10, description="Chance that the promise fails over the draw of the rows.")
+    spend: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of what is left of delta that a tuning on the same rows takes: 0.5 is delta/2, delta/4, …",
+    )
     min_valid: float = Field(default=0.98, ge=0, le=1, description="Gate: share of rows with a valid answer.")
 
     def floor(self, strong: float) -> float:
@@ -176,6 +182,32 @@ class Target(_Written):
     def lost_against(self) -> str:
         """What a loss is counted from, in words."""
         return "against the strong tier" if self.kind == "absolute" else f"against {self.asked:g} of the strong tier"
+
+
+class SignalName(StrEnum):
+    """What a row's confidence can be read from; the last two are learned from rows that no certificate looks at."""
+
+    MARGIN = "margin"
+    PROBABILITY = "probability"
+    ENTROPY = "entropy"
+    MINIMUM = "min-token"
+    ALLOWED_MASS = "allowed-mass"
+    JOINT = "joint"
+    WORST_FIELD = "worst-field"
+    SELF_CONSISTENCY = "self-consistency"
+    P_TRUE = "p-true"
+    ISOTONIC = "isotonic"
+    REGRET = "regret"
+
+
+class Router(_Written):
+    """Which confidences may decide whether a cheap answer is kept; the certificate pays delta/m for m of them."""
+
+    signals: tuple[SignalName, ...] = Field(
+        default=(SignalName.MARGIN,), min_length=1, max_length=10, description="Declared before the rows are seen."
+    )
+    samples: int = Field(default=5, ge=2, le=20, description="Further answers that self-consistency asks for.")
+    temperature: float = Field(default=0.7, gt=0, description="Sampling temperature of those answers.")
 
 
 class Judge(_Written):
@@ -205,6 +237,7 @@ class Workload(_Written):
         default=0.2, ge=0, le=1, exclude=True, description="Share of a run's rows; with more in quarantine it fails."
     )
     target: Target = Target()
+    router: Router = Router()
     judge: Judge = Judge()
 
     def identity(self, *, code: str) -> str:

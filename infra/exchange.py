@@ -17,6 +17,7 @@ from domain.datasets import Split, cut_train
 from domain.errors import InputError, Place
 from domain.requests import Frame, Request
 from domain.workloads import TierName, Workload
+from infra.db.bundle_tables import BundleRow, PromotionRow
 from infra.db.session import transaction
 from infra.db.store import datasets, runs
 from infra.db.store.writing import add
@@ -25,12 +26,10 @@ from infra.db.tables import (
     AttemptRow,
     BadRowRow,
     Base,
-    BundleRow,
     CompletionRow,
     DatasetVersionRow,
     FrameRow,
     OutcomeRow,
-    PromotionRow,
     PromptVersionRow,
     QuarantinedRow,
     RecordRow,

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 from sqlalchemy import BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, Uuid, false, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.schema import Identity, UniqueConstraint
 
 Json = dict[str, Any]
 
@@ -17,7 +16,7 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {Json: JSONB(none_as_null=True), datetime: DateTime(timezone=True)}
 
 
-def _created() -> Mapped[datetime]:
+def created() -> Mapped[datetime]:
     return mapped_column(server_default=func.now())
 
 
@@ -29,7 +28,7 @@ class DatasetVersionRow(Base):
     uri: Mapped[str] = mapped_column(Text)
     records: Mapped[int]
     bad_rows: Mapped[int]
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
 
 
 class RecordRow(Base):
@@ -71,7 +70,7 @@ class PromptVersionRow(Base):
     tier: Mapped[str] = mapped_column(String(16))
     body: Mapped[Json]
     report: Mapped[Json]
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
 
 
 class RunRow(Base):
@@ -93,7 +92,7 @@ class RunRow(Base):
     max_usd: Mapped[float | None] = mapped_column(Float(53))
     max_tokens: Mapped[int | None] = mapped_column(BigInteger)
     cancel_requested: Mapped[bool] = mapped_column(server_default=false())
-    started_at: Mapped[datetime] = _created()
+    started_at: Mapped[datetime] = created()
     ended_at: Mapped[datetime | None]
 
 
@@ -146,13 +145,14 @@ class CompletionRow(Base):
     text: Mapped[str] = mapped_column(Text)
     finish_reason: Mapped[str] = mapped_column(String(32))
     label_logprobs: Mapped[Json]
+    readings: Mapped[Json | None]
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     cached_tokens: Mapped[int]
     fingerprint: Mapped[str | None] = mapped_column(Text)
     frame_hash: Mapped[str] = mapped_column(String(64))
     last_message: Mapped[Json]
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
 
 
 class AttemptRow(Base):
@@ -175,7 +175,7 @@ class AttemptRow(Base):
     worker: Mapped[str] = mapped_column(Text)
     outcome: Mapped[str] = mapped_column(String(16))
     detail: Mapped[str | None] = mapped_column(Text)
-    at: Mapped[datetime] = _created()
+    at: Mapped[datetime] = created()
     __table_args__ = (Index("attempts_by_run", "run_id", "stage", "tier", "record_key"),)
 
 
@@ -189,6 +189,8 @@ class AnswerRow(Base):
     request_hash: Mapped[str] = mapped_column(String(64))
     output: Mapped[Json | None]
     confidence: Mapped[float | None] = mapped_column(Float(53))
+    signals: Mapped[Json | None]
+    signal_usd: Mapped[Json | None]
     reasks: Mapped[int]
     tokens: Mapped[int]
     usd: Mapped[float] = mapped_column(Float(53))
@@ -234,55 +236,6 @@ class ScoreRow(Base):
     explanation: Mapped[str | None] = mapped_column(Text)
 
 
-class BundleRow(Base):
-    """A bundle by its hash; one that was imported from a folder has no run here."""
-
-    __tablename__ = "bundles"
-    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    workload: Mapped[str] = mapped_column(Text, index=True)
-    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
-    body: Mapped[Json]
-    created_at: Mapped[datetime] = _created()
-
-
-class AliasRow(Base):
-    """`champion` or `challenger` of a workload."""
-
-    __tablename__ = "aliases"
-    workload: Mapped[str] = mapped_column(Text, primary_key=True)
-    alias: Mapped[str] = mapped_column(String(16), primary_key=True)
-    bundle_hash: Mapped[str] = mapped_column(ForeignKey("bundles.hash"))
-
-
-class PromotionRow(Base):
-    """One decision of the gate in a run."""
-
-    __tablename__ = "promotions"
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    bundle_hash: Mapped[str] = mapped_column(ForeignKey("bundles.hash"), primary_key=True)
-    workload: Mapped[str] = mapped_column(Text)
-    passed: Mapped[bool]
-    reasons: Mapped[Json]
-    at: Mapped[datetime] = _created()
-
-
-class PromotionAuditRow(Base):
-    """Who made which bundle champion, when and why, or was refused; rows are added and never changed (a trigger)."""
-
-    __tablename__ = "promotion_audit"
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    at: Mapped[datetime] = _created()
-    who: Mapped[str] = mapped_column(Text)
-    act: Mapped[str] = mapped_column(String(16))
-    workload: Mapped[str] = mapped_column(Text, index=True)
-    from_hash: Mapped[str | None] = mapped_column(String(64))
-    to_hash: Mapped[str] = mapped_column(String(64))
-    reason: Mapped[str | None] = mapped_column(Text)
-    gate: Mapped[Json | None]
-    run_id: Mapped[str | None] = mapped_column(String(36))
-    __table_args__ = (UniqueConstraint("run_id", "to_hash", "act", name="promotion_audit_once_a_run"),)
-
-
 class ProgressRow(Base):
     """How far a stage of a run is; read by the terminal's live bar."""
 
@@ -292,5 +245,5 @@ class ProgressRow(Base):
     done: Mapped[int] = mapped_column(BigInteger)
     total: Mapped[int] = mapped_column(BigInteger)
     unit: Mapped[str] = mapped_column(String(16))
-    started_at: Mapped[datetime] = _created()
-    updated_at: Mapped[datetime] = _created()
+    started_at: Mapped[datetime] = created()
+    updated_at: Mapped[datetime] = created()

@@ -23,9 +23,9 @@ from domain.promotions import Act
 from domain.workloads import TierName
 from infra import aliasing, serving
 from infra.bundle_folders import export_bundle, import_bundle
+from infra.db.bundle_tables import AliasRow, BundleRow, PromotionAuditRow
 from infra.db.session import transaction
 from infra.db.store import bundles, promotions, runs
-from infra.db.tables import AliasRow, BundleRow, PromotionAuditRow
 from infra.exchange import import_runs
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload, load_workload

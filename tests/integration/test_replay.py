@@ -14,16 +14,15 @@ import pytest
 from sqlalchemy import Table, select, text, update
 
 from domain.replays import Cause, Kind
+from infra.db.bundle_tables import BundleRow, PromotionRow
 from infra.db.session import transaction
 from infra.db.store import runs
 from infra.db.tables import (
     AnswerRow,
     Base,
-    BundleRow,
     CompletionRow,
     FrameRow,
     OutcomeRow,
-    PromotionRow,
     PromptVersionRow,
     RecordRow,
     RunRow,

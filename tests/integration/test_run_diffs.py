@@ -13,9 +13,10 @@ from sqlalchemy import delete, select
 
 from domain.run_diffs import Part
 from infra.comparing import compare_runs
+from infra.db.bundle_tables import BundleRow
 from infra.db.session import transaction
 from infra.db.store import bundles, runs
-from infra.db.tables import AnswerRow, BundleRow, CompletionRow, FrameRow, OutcomeRow, RunRow, RunRowRow
+from infra.db.tables import AnswerRow, CompletionRow, FrameRow, OutcomeRow, RunRow, RunRowRow
 from infra.exchange import import_runs
 from tests.integration.recorded_runs import FILE, ROOT, run_of
 

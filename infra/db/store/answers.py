@@ -29,7 +29,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """One tier's answer to one row; tokens and `usd` (list price) are of every call that led to it."""
+    """One tier's answer to one row; tokens and `usd` (list price) are of every call that led to it, `signal_usd` the
+    part of that which signals with calls of their own took."""
 
     record_key: str
     tier: str
@@ -40,10 +41,20 @@ class StoredAnswer:
     tokens: int
     usd: float
     failed: str | None
+    signals: dict[str, float] | None = None
+    signal_usd: dict[str, float] | None = None
 
     def as_tier_answer(self) -> TierAnswer:
         """The answer as the router looks at it."""
-        return TierAnswer(self.output, self.confidence, tokens=self.tokens, usd=self.usd, failed=self.failed)
+        return TierAnswer(
+            self.output,
+            self.confidence,
+            tokens=self.tokens,
+            usd=self.usd,
+            failed=self.failed,
+            signals=self.signals or {},
+            signal_usd=self.signal_usd or {},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,8 @@ def answer_of(row: AnswerRow) -> StoredAnswer:
         row.tokens,
         row.usd,
         row.failed,
+        row.signals,
+        row.signal_usd,
     )
 
 

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 from domain.bundles import Bundle, Gate
 from domain.errors import NotFound
 from domain.prompts import PromptVersion
+from infra.db.bundle_tables import AliasRow, BundleRow, PromotionRow
 from infra.db.store.writing import add, put
-from infra.db.tables import AliasRow, BundleRow, PromotionRow, PromptVersionRow
+from infra.db.tables import PromptVersionRow
 
 Json = dict[str, Any]
 ALIASES = ("champion", "challenger")

@@ -9,8 +9,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from domain.promotions import Act, Move
+from infra.db.bundle_tables import AliasRow, PromotionAuditRow
 from infra.db.store.bundles import set_alias
-from infra.db.tables import AliasRow, PromotionAuditRow
 
 Json = dict[str, Any]
 

@@ -14,17 +14,16 @@ from domain.outcomes import Outcome
 from domain.prompts import Message
 from domain.requests import Completion, Frame, Request, Usage
 from domain.workloads import TierName
+from infra.db.bundle_tables import BundleRow, PromotionRow
 from infra.db.store.answers import StoredAnswer, StoredScore, answer_of
 from infra.db.store.datasets import StoredRecord, stored_record
 from infra.db.tables import (
     AnswerRow,
     BadRowRow,
-    BundleRow,
     CompletionRow,
     DatasetVersionRow,
     FrameRow,
     OutcomeRow,
-    PromotionRow,
     PromptVersionRow,
     QuarantinedRow,
     RecordRow,
