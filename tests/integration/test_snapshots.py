@@ -71,7 +71,7 @@ def test_a_run_takes_its_rows_without_gaps_in_the_snapshots_order_and_the_bad_on
 
 
 def test_the_same_rows_in_other_splits_are_another_version(ledger: str) -> None:
-    rows = some(8)
+    rows = list(some(8))
     _, version, _ = take(rows)
     moved = [replace(row, split=Split.TEST) for row in rows]
     run_id, other, new = take(moved)
