@@ -94,7 +94,8 @@ def read_fields(tokens: Sequence[Sampled], fields: Fields, *, said: str | None =
     """Align the tokens of an answer with its top-level fields; None when they do not spell what was `said`.
 
     A token belongs to a value when it spells any character between the value's quotes, whatever punctuation it carries
-    as well. Tokens of quotes, colons and braces alone belong to none; an empty string is said by its closing quote. Values that are objects or arrays, and such as the answer breaks off in, have no reading.
+    as well. Tokens of quotes, colons and braces alone belong to none; an empty string is said by its closing quote.
+    Values that are objects or arrays, and such as the answer breaks off in, have no reading.
 
     The labels of a closed field get log-probabilities, renormalised over them. The value is followed token by token for
     as long as several labels share what is written so far; an alternative counts for the labels it can still become, in
