@@ -10,6 +10,7 @@ from domain.confidences import LabelPrior
 from domain.datasets import Split, cut_train
 from domain.prompts import PromptVersion
 from domain.replays import Cause, Kind
+from domain.signals import asked_signals
 from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import datasets
@@ -79,6 +80,8 @@ def _deployment(
         prior=LabelPrior(prior),
         schema=setting.loaded.schema,
         max_reasks=max_reasks,
+        signals=asked_signals(setting.loaded.workload.router, name) if compiled else (),
+        router=setting.loaded.workload.router,
     )
 
 

@@ -26,6 +26,7 @@ from domain.errors import (
     WorkloadError,
 )
 from domain.ledgers import Meter
+from domain.signals import asked_signals
 from domain.workloads import EngineName, TierName
 from infra import leases, reporting, tracking
 from infra.db.session import transaction
@@ -233,6 +234,8 @@ def compiled_deployment(loaded: LoadedWorkload, prompt: PromptRef) -> Deployment
         schema=loaded.schema,
         max_reasks=loaded.workload.max_reasks,
         code=loaded.code,
+        signals=asked_signals(loaded.workload.router, prompt.tier),
+        router=loaded.workload.router,
     )
 
 
