@@ -79,8 +79,9 @@ class FeatureTable:
 
     def take(self, rows: npt.NDArray[np.intp]) -> "FeatureTable":
         """Some of the rows, in the order given."""
+        places = cast(list[int], rows.tolist())
         signals = {name: column[rows] for name, column in self.signals.items()}
-        keys, labels = tuple(self.keys[i] for i in rows), tuple(self.labels[i] for i in rows)
+        keys, labels = tuple(self.keys[i] for i in places), tuple(self.labels[i] for i in places)
         return FeatureTable(keys, signals, labels, self.chars[rows])
 
 
