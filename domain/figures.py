@@ -1,7 +1,8 @@
 """Figures: from paired rows to the numbers that people read."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,14 +11,15 @@ from domain.certificates import PairedRows
 from domain.comparisons import Difference, paired_difference
 from domain.confidences import FloatArray, auroc
 from domain.datasets import Split
-from domain.outcomes import TierAnswer
+from domain.outcomes import TierAnswer, skipped
 from domain.scores import estimate
-from domain.workloads import Target
+from domain.workloads import SignalName, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row with both tiers' answers and their qualities in [0, 1]."""
+    """One row with both tiers' answers and their qualities in [0, 1]; its length as it stands in the prompt, in
+    characters, and the digest of its inputs."""
 
     key: str
     split: Split
@@ -25,6 +27,25 @@ class Row:
     strong: TierAnswer
     cheap_quality: float
     strong_quality: float
+    chars: int = 0
+    inputs: str = ""
+
+
+def by_signal(rows: Sequence[Row], signal: SignalName, *, straight_from: int | None = None) -> list[Row]:
+    """The rows as a router reads them: that signal is the confidence, and the only one whose calls are paid.
+
+    An answer that is not valid has no confidence. Rows of `straight_from` characters and more skip the cheap tier.
+    """
+    return [_read(row, signal, straight_from) for row in rows]
+
+
+def _read(row: Row, signal: SignalName, straight_from: int | None) -> Row:
+    cheap = row.cheap
+    if straight_from is not None and row.chars >= straight_from:
+        return replace(row, cheap=skipped())
+    value = cheap.confidence if signal is SignalName.MARGIN else cheap.signals.get(signal)
+    usd = cheap.usd - math.fsum(cheap.signal_usd.values()) + cheap.signal_usd.get(signal, 0.0)
+    return replace(row, cheap=replace(cheap, confidence=None if cheap.output is None else value, usd=usd))
 
 
 def paired_rows(rows: Sequence[Row]) -> PairedRows:

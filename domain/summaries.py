@@ -1,23 +1,24 @@
 """Summaries: the figures of a run as plain JSON, and as the sentences that people read."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import cast
 
 from pydantic import JsonValue
 
 from domain.bundles import CascadeFigures
-from domain.certificates import Certificate, NotCertified, Tuned
+from domain.cascades import Cascade
+from domain.certificates import Certificate, NotCertified
 
 Json = dict[str, JsonValue]
 
 
-def tuning_summary(tuned: Tuned, figures: CascadeFigures) -> Json:
-    """What tuning came to: the verdict without its grid, the test figures, the curve's chosen point."""
+def tuning_summary(cascade: Cascade) -> Json:
+    """What tuning came to: the verdict without its grid, the test figures, how many thresholds passed, each signal."""
     return {
-        "verdict": tuned.verdict.model_dump(mode="json", exclude={"grid"}),
-        "test": cast(JsonValue, asdict(figures)),
-        "tested_thresholds": sum(point.passed for point in tuned.curve),
+        "verdict": cascade.tuned.verdict.model_dump(mode="json", exclude={"grid"}),
+        "test": cast(JsonValue, asdict(cascade.figures)),
+        "tested_thresholds": sum(point.passed for point in cascade.tuned.curve),
     }
 
 
@@ -61,34 +62,6 @@ def void_line(reasons: Sequence[str], workload: str) -> str:
         f"The champion's certificate is void: {'; '.join(reasons)}. Every row goes to the strong tier as the workload "
         f"has it now; make a new bundle with `headrace run {workload}`."
     )
-
-
-@dataclass(frozen=True, slots=True)
-class BatchFigures:
-    """Counts of a routed batch, and USD: of its outcomes together, and of a strong answer on average."""
-
-    answered: int
-    on_cheap: int
-    escalated: int
-    usd: float
-    strong_mean_usd: float | None
-
-
-def batch_summary(figures: BatchFigures, threshold: float | None) -> Json:
-    """What routing came to; all-strong is priced by the mean price of the rows that the strong tier answered."""
-    n, spent, strong = figures.answered, figures.usd, figures.strong_mean_usd
-    summary: Json = {
-        "answered": n,
-        "kept_on_cheap": figures.on_cheap,
-        "escalated": figures.escalated,
-        "threshold": threshold,
-        "usd_per_1000": 1000 * spent / n if n else 0.0,
-        "escalation_rate": (n - figures.on_cheap) / n if n else 0.0,
-    }
-    if strong is not None and n:
-        summary["usd_per_1000_all_strong"] = 1000 * strong
-        summary["saving"] = 1 - spent / (n * strong) if strong else 0.0
-    return summary
 
 
 def table(summary: Json) -> list[tuple[str, str, str, str, str, str]]:

@@ -17,7 +17,7 @@ from domain.datasets import Split, cut_train
 from domain.errors import InputError, Place
 from domain.requests import Frame, Request
 from domain.workloads import TierName, Workload
-from infra.db.bundle_tables import BundleRow, PromotionRow
+from infra.db.bundle_tables import BundleRow, PromotionRow, TuningRow
 from infra.db.session import transaction
 from infra.db.store import datasets, runs
 from infra.db.store.writing import add
@@ -44,7 +44,17 @@ MANIFEST = "manifest.json"
 BATCH = 500
 LONGEST_LINE = 64 * 1024 * 1024
 """Characters of one row; a file from a stranger shall not fill the memory."""
-RUNS_OWN = (RunRowRow, RunDeploymentRow, AttemptRow, AnswerRow, OutcomeRow, QuarantinedRow, ScoreRow, PromotionRow)
+RUNS_OWN = (
+    RunRowRow,
+    RunDeploymentRow,
+    AttemptRow,
+    AnswerRow,
+    OutcomeRow,
+    QuarantinedRow,
+    ScoreRow,
+    PromotionRow,
+    TuningRow,
+)
 TABLES: dict[str, type[Base]] = {
     table.__tablename__: table
     for table in (

@@ -7,19 +7,24 @@ from typing import Protocol, cast
 from pydantic import JsonValue
 
 from domain.bundles import Bundle, BundledTier, Lineage, gate, keeps, rendering
-from domain.cascades import Cascade, bundle_of, decide_cascade
+from domain.cascades import Cascade, bundle_of, decide_cascade, routings_of
+from domain.certificates import Use
 from domain.compiles import baseline_of
 from domain.datasets import Split
 from domain.figures import Row
 from domain.outcomes import Outcome, TierAnswer, Unanswered, settle_row
 from domain.replays import Cause, Kind
+from domain.requests import Completion
 from domain.summaries import tuning_summary
+from domain.thresholds import tuning_share
 from domain.workloads import TierName
 from infra.db.session import transaction
+from infra.db.store import datasets, tunings
 from infra.db.store import replays as store
 from infra.db.store.answers import StoredAnswer, StoredScore
 from infra.db.store.datasets import StoredRecord
 from infra.db.store.replays import StoredCompletion
+from infra.pairs import fit_pairs, pair
 from infra.replayed_prompts import Replayed
 from infra.replayed_rows import RowReplay, Setting
 from infra.rows import Deployment
@@ -126,8 +131,7 @@ class OptimizeSteps:
             sides: dict[TierName, tuple[TierAnswer, float]] = {}
             for tier in TierName:
                 sides[tier] = await self._side(tier, row, page)
-            (cheap, cheap_quality), (strong, strong_quality) = sides[TierName.CHEAP], sides[TierName.STRONG]
-            self.pairs.append(Row(row.key, row.record.split, cheap, strong, cheap_quality, strong_quality))
+            self.pairs.append(pair(row, self.tiers[TierName.CHEAP].deployment.prompt, sides))
         self.opinions |= {key: score for key, score in page.scores.items() if key[2] == JUDGES_METRIC}
 
     async def _side(self, tier: TierName, row: StoredRecord, page: Page) -> tuple[TierAnswer, float]:
@@ -149,7 +153,7 @@ class OptimizeSteps:
         """The judge's opinions, the certificate, the bundle, the gate and every outcome."""
         await self._judge()
         workload = self.setting.loaded.workload
-        cascade = decide_cascade(self.pairs, workload.target)
+        cascade = self._decide()
         self._compare_tuning(cascade)
         # What the servers said at that moment is on record and nowhere else.
         void = self.setting.run.summary.get("void", [])
@@ -168,6 +172,20 @@ class OptimizeSteps:
             for decided in some:
                 _compare_outcome(self.setting, decided.key, stored.get(decided.key), decided, cause)
         _compare_settled(self.setting, len(cascade.settled))
+
+    def _decide(self) -> Cascade:
+        loaded, run = self.setting.loaded, self.setting.run
+        with transaction() as db:
+            train = datasets.load_records(db, run.dataset_version or "", Split.TRAIN)
+            number = tunings.load_tuning(db, run.id) or 1
+        deployed = {name: tier.deployment for name, tier in self.tiers.items()}
+        routings = routings_of(loaded.workload, fit_pairs(loaded, train, deployed, self._known))
+        target = loaded.workload.target
+        use = Use(number, tuning_share(target.spend, number))
+        return decide_cascade(self.pairs, target, routings=routings, use=use)
+
+    def _known(self, hashes: set[str]) -> dict[str, Completion]:
+        return {key: found.completion for key, found in self.setting.recording.completions(hashes).items()}
 
     async def _judge(self) -> None:
         """Every opinion that is on record or comes out today."""
@@ -190,7 +208,7 @@ class OptimizeSteps:
         verdict = cast(JsonValue, cascade.tuned.verdict.model_dump(mode="json"))
         recorded = cast(JsonValue, self.bundle.certificate.model_dump(mode="json"))
         seen.same(Kind.CERTIFICATE, "the certificate", recorded, verdict, cause=cause)
-        figures = tuning_summary(cascade.tuned, cascade.figures)
+        figures = tuning_summary(cascade)
         seen.same(Kind.FIGURES, "the figures", {name: run.summary.get(name) for name in figures}, figures, cause=cause)
         deployed = {name: tier.deployment for name, tier in self.tiers.items()}
         parts = {name: _bundled(deployment, self.bundle[name]) for name, deployment in deployed.items()}

@@ -142,6 +142,14 @@ def _routing(console: Console, run: RunRecord) -> None:
     if "saving" in figures:
         line += f"   all-strong ${figures['usd_per_1000_all_strong']:.4f}, saved {figures['saving']:.1%}"
     console.print(line)
+    if "valid_rate" in figures:
+        straight = f"   straight to strong {figures['straight_to_strong']}" if figures["straight_to_strong"] else ""
+        console.print(
+            f"  valid {figures['valid_rate']:.1%}   escalated {figures['escalation_rate']:.1%}{straight}"
+            + "".join(
+                f"   {tier} p50 {s['p50']:.2f} s, p95 {s['p95']:.2f} s" for tier, s in figures["latency_s"].items()
+            )
+        )
 
 
 def check(console: Console, settings: Settings, run_id: str | None, *, as_json: bool) -> bool:
