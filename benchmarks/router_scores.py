@@ -23,7 +23,7 @@ from benchmarks.router import MOST_PROCESSES, pass_line
 from domain.certificates import Bound, Certificate, PairedRows, Tuned, cheapest, grid_of, tune
 from domain.confidences import FloatArray
 from domain.learned_scores import FeatureTable, unseen_confidences
-from domain.rankings import empirical_cost
+from domain.rankings import empirical_cost, ranking_of
 from domain.tallies import tally
 from domain.workloads import SignalName
 from infra.fitting import FitRows, Fitted, fit_isotonic, fit_regret
@@ -32,6 +32,7 @@ from infra.routing_tables import read_table
 MARGIN, TRUTH = "margin", "true regret"
 SCORES = (MARGIN, "isotonic", "regret")
 ALL = "cheapest of the three, delta/3 each"
+PICKED = "best on the fit rows, whole delta"
 LAW_ROWS = 10_000
 LENGTHS = "prompt_chars"
 
@@ -113,37 +114,53 @@ def sources(folder: Path) -> dict[str, Source]:
     return {source.name: source for source in found}
 
 
-def scored(source: Source, fit: FitRows, rest: FitRows, bound: Bound) -> dict[str, FloatArray]:
-    """Each score's confidences of rows it was not fitted on; a score that cannot be fitted escalates them all."""
-    never = np.full(len(rest.features), np.nan)
-    isotonic, regret = fit_isotonic(fit, bound), fit_regret(fit, bound, signals=source.signals)
-    keys = fit.features.keys
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Each score's confidences of rows it was not fitted on, and the one that did best on the fit rows, out of fold.
+
+    Picking it there costs no delta: the rows to certify on have no part in it.
+    """
+
+    confidences: dict[str, FloatArray]
+    picked: str
+
+
+def scored(source: Source, fit: FitRows, rest: FitRows, bound: Bound) -> Scored:
+    """Fit and evaluate; a score that cannot be fitted escalates every row."""
+    margin = fit.features.signal(SignalName.MARGIN)
     found = {MARGIN: rest.features.signal(SignalName.MARGIN)}
+    cost = {MARGIN: ranking_of(replace(fit.outcomes, confidence=margin), bound).cost}
+    isotonic, regret = fit_isotonic(fit, bound), fit_regret(fit, bound, signals=source.signals)
     for name, made in zip(SCORES[1:], (isotonic, regret), strict=True):
-        found[name] = (
-            unseen_confidences(made.score, rest.features, fit_keys=keys) if isinstance(made, Fitted) else never
-        )
-    return found
+        if isinstance(made, Fitted):
+            found[name] = unseen_confidences(made.score, rest.features, fit_keys=fit.features.keys)
+            cost[name] = made.figures.cost
+        else:
+            found[name] = np.full(len(rest.features), np.nan)
+    return Scored(found, min(cost, key=cost.__getitem__))
 
 
 def simulate(source: Source, bound: Bound, *, fit: int, sizes: Sequence[int], draws: int, seed: int = 0) -> list[Cell]:
     """All scores on the same draws."""
     n = len(source.rows.features)
-    names = [*SCORES, ALL]
-    oracle: dict[str, list[float]] = {name: [] for name in (*SCORES, TRUTH)}
+    names = [*SCORES, ALL, PICKED]
+    oracle: dict[str, list[float]] = {name: [] for name in (*SCORES, PICKED, TRUTH)}
     cost, broken = ({name: {size: list[float]() for size in sizes} for name in names} for _ in range(2))
     for draw in range(draws):
         rng = np.random.default_rng([seed, fit, draw])
         order = rng.permutation(n)
         rest = source.rows.take(order[fit:])
-        found = scored(source, source.rows.take(order[:fit]), rest, bound)
+        given = scored(source, source.rows.take(order[:fit]), rest, bound)
+        found = given.confidences
         for name, confidence in found.items():
             oracle[name].append(empirical_cost(replace(rest.outcomes, confidence=confidence), bound))
         if source.truth is not None:
             oracle[TRUTH].append(empirical_cost(replace(rest.outcomes, confidence=source.truth[order[fit:]]), bound))
+        oracle[PICKED].append(oracle[given.picked][-1])
         for size in sizes:
             some = rng.integers(0, n - fit, size)
-            for name, (share, violates) in _certified(found, rest, some, bound).items():
+            answers = _certified(found, rest, some, bound)
+            for name, (share, violates) in (answers | {PICKED: answers[given.picked]}).items():
                 cost[name][size].append(share)
                 broken[name][size].append(violates)
     cells = [Cell(source.name, fit, TRUTH, float(np.mean(oracle[TRUTH])), {})] if oracle[TRUTH] else []

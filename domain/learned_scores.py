@@ -12,7 +12,6 @@ and escalates; nothing that is not finite comes out.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Literal, Self, cast
 
 import numpy as np
@@ -118,21 +117,16 @@ class IsotonicScore(_Part):
     def confidences(self, table: FeatureTable) -> FloatArray:
         """Of each row, in (0, 1); NaN where the signal is missing."""
         signal = table.signal(self.signal)
-        found = _read(self._maps[None], signal)
+        found = _read(self.pooled, signal)
         labels = np.array(table.labels, dtype=object)
         for label in sorted({label for label in table.labels if label in self.labels}, key=str):
             rows = labels == label
-            found[rows] = _read(self._maps[label], signal[rows])
+            found[rows] = _read(self.labels[label], signal[rows])
         return found
 
     def confidence(self, row: Features) -> float | None:
         """Of one row; None where the signal is missing."""
         return _alone(self.confidences(FeatureTable.of([row], [self.signal])))
-
-    @cached_property
-    def _maps(self) -> dict[str | None, FloatArray]:
-        maps: dict[str | None, Knots] = {None: self.pooled, **self.labels}
-        return {label: np.array(knots).T for label, knots in maps.items()}
 
 
 class Linear(_Part):
@@ -242,10 +236,10 @@ def check_unseen(fitted: FittedOn, *, fit_keys: Sequence[str], keys: Sequence[st
         raise LeakedRows(f"{len(seen)} of {len(keys)} rows, {min(seen)[:12]} among them, are rows of the fit.")
 
 
-def _read(knots: FloatArray, signal: FloatArray) -> FloatArray:
+def _read(knots: Knots, signal: FloatArray) -> FloatArray:
     """The piecewise linear map at each value, constant beyond its ends. np.interp takes another way when there are
     fewer values than knots, and so may give one row other bits."""
-    x, p = knots
+    x, p = np.array(knots).T
     right = np.clip(np.searchsorted(x, signal, side="right"), 1, len(x) - 1)
     left = right - 1
     share = np.clip((signal - x[left]) / (x[right] - x[left]), 0.0, 1.0)

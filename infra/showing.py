@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from domain import summaries
-from domain.ledgers import Reconciliation
+from domain.ledgers import Reconciliation, Stage
 from domain.workloads import TierName
 from infra import stack, terminal
 from infra.db.session import transaction
@@ -98,6 +98,9 @@ def summary(console: Console, run_id: str) -> None:
         f"  calls     {paid:,} to the models, {cached:,} answered by the ledger{unchanged}, "
         f"{tokens:,} tokens, ${sum(s.usd for s in spent):.4f}"
     )
+    if signals := [s for s in spent if s.stage == Stage.SIGNAL]:
+        asked, usd = sum(s.calls for s in signals), sum(s.usd for s in signals)
+        console.print(f"  signals   {asked:,} of these calls, ${usd:.4f} of it")
     for tier in TierName:
         if compiled := run.summary.get(f"compile_{tier.value}"):
             console.print(f"  {tier.value:<8}  {escape(compiled)}")

@@ -19,10 +19,10 @@ from domain.errors import Place, StoreError
 from domain.ledgers import Attempt, OutcomeClass, Stage
 from domain.outcomes import Outcome, Unanswered
 from domain.promotions import former_champion
-from domain.requests import Completion, Request, Usage
+from domain.requests import Completion, Reading, Request, Usage
 from domain.workloads import TierName
 from infra.db.session import MIGRATIONS, engine_for, migrate, transaction
-from infra.db.store import answers, calls, datasets, promotions, runs
+from infra.db.store import answers, calls, datasets, promotions, replays, runs
 from infra.db.store.answers import StoredAnswer, StoredQuarantine
 from infra.db.tables import AnswerRow, AttemptRow, Base, CompletionRow
 from infra.snapshots import take_snapshot
@@ -137,6 +137,31 @@ def test_the_first_answer_to_a_request_stays(ledger: str) -> None:
         (kept,) = calls.load_completions(db, [request.hash, "f" * 64]).values()
         assert calls.load_request(db, request.hash) == request
     assert kept == Completion(request.hash, "first", "stop", Usage(3, 2, 1), {"topic": {"a": -0.5}}, fingerprint="f")
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        None,
+        {},
+        {
+            "topic": Reading(-0.1, -0.1, 1, allowed=0.1 + 0.2),
+            "null": Reading(-1e-7, -9999.0, 3),
+            "é": Reading(0.0, 0.0, 1),
+        },
+    ],
+)
+def test_readings_come_back_as_they_were_for_the_row_path_and_for_replay(
+    ledger: str, readings: dict[str, Reading] | None
+) -> None:
+    request = Request.of({"model": "m", "messages": [{"role": "user", "content": uuid.uuid4().hex}]}, None)
+    said = Completion(request.hash, "x", "stop", Usage(3, 2, 1), {}, readings=readings)
+    with transaction() as db:
+        calls.save_completions(db, [(request, said)])
+    with transaction() as db:
+        (kept,) = calls.load_completions(db, [request.hash]).values()
+        (replayed,) = replays.load_completions(db, [request.hash]).values()
+    assert kept == said == replayed.completion
 
 
 def attempt(attempt_id: str, *, prompt: int = 10, cached: bool = False) -> Attempt:

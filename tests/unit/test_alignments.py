@@ -246,6 +246,8 @@ def test_half_a_character_that_a_server_shows_as_nothing_counts_for_its_value_an
     found = readings_of(tokens, "a", "b")
     assert found["a"] == Reading(pytest.approx(math.log(0.25 * 0.5**3)), math.log(0.25), 4)
     assert found["b"] == Reading(math.log(0.5), math.log(0.5), 1)
+    in_the_key = [token('{"a', {'{"a': 0.5}), token("", {"": 0.25}), token('":"x"}', {'":"x"}': 0.5})]
+    assert readings_of(in_the_key, "a")["a"] == Reading(math.log(0.5), math.log(0.5), 1)
 
 
 @pytest.mark.parametrize("text", ['{"x":[1,{"name":"a"}],"name":2}', '{"x":{"name":{"name":"]"}},"name":2}'])

@@ -19,7 +19,7 @@ from domain import errors
 from domain.errors import ModelError, ModelUnavailable, Place, RequestRefused, RequestTimedOut
 from domain.ledgers import OutcomeClass
 from domain.prompts import baseline
-from domain.requests import Request, row_request
+from domain.requests import Reading, Request, row_request
 from domain.schemas import OutputSchema
 from domain.workloads import Prices, Tier
 from infra.llm import gateway_client
@@ -89,7 +89,11 @@ def test_every_request_gets_the_reply_that_is_its_own() -> None:
         assert reply.completion.request_hash == reply.request.hash
         assert [once.outcome for once in reply.tries] == [OutcomeClass.ANSWERED]
         assert reply.tries[0].usage == reply.completion.usage
-        assert set(reply.completion.label_logprobs["topic"]) == {"card", "cash", "loan"}
+        chances = reply.completion.label_logprobs["topic"]
+        assert set(chances) == {"card", "cash", "loan"}
+        assert reply.completion.readings is not None
+        topic = reply.completion.readings["topic"]
+        assert topic == Reading(pytest.approx(max(chances.values())), topic.logprob, 1, pytest.approx(1.0))
 
 
 def test_errors_come_back_as_what_they_are() -> None:

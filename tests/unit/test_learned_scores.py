@@ -131,6 +131,7 @@ def test_a_hash_tells_the_smallest_change_of_a_number_and_of_the_rows_of_the_fit
     other = ISOTONIC.model_copy(update={"pooled": ((0.0, 0.1), (1.0, 0.9))})
     stranger = ISOTONIC.model_copy(update={"fitted": FittedOn.of(SEEN[1:])})
     price = REGRET.price.model_copy(update={"base": 0.400000000001})
+    assert confidence(other, row(0.5, label=None)) == pytest.approx(0.5) != confidence(ISOTONIC, row(0.5, label=None))
     assert len({ISOTONIC.hash, other.hash, stranger.hash}) == 3
     assert REGRET.model_copy(update={"price": price}).hash != REGRET.hash
 

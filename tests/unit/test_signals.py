@@ -133,6 +133,12 @@ def test_a_long_open_field_of_many_unlikely_tokens_is_worth_nothing_and_not_an_e
     assert (found[S.JOINT], found[S.WORST_FIELD], found[S.MINIMUM], found[S.ALLOWED_MASS]) == (0.0, 0.0, 0.0, 0.0)
 
 
+def test_a_probability_that_rounding_puts_above_1_is_1() -> None:
+    above = Reading(1e-6, 1e-6, 1, 1.0000001)
+    found = signals(said(label_logprobs={"topic": logs(TOPIC)}, readings={**READINGS, "topic": above}))
+    assert (found[S.MINIMUM], found[S.ALLOWED_MASS]) == (1.0, 1.0)
+
+
 logprobs = st.floats(-60, 1e-6)
 readings = st.builds(Reading, logprobs, logprobs, st.integers(1, 9), st.none() | st.floats(0, 1.0000001))
 
@@ -211,7 +217,8 @@ def test_nothing_further_is_asked_of_an_answer_that_escalates_anyway() -> None:
     assert asks_further(sure, settle(sure, SCHEMA, EVEN), SCHEMA)
     assert asks_further(blind, settle(blind, SCHEMA, EVEN), SCHEMA), "its labels are unknown, its samples are not"
     assert not asks_further(sure, Answer({"topic": "card"}, None, "the calibrated label breaks a validator"), SCHEMA)
-    assert not asks_further(sure, Answer(None, None, "schema: no"), SCHEMA)
+    for completion in (sure, blind):
+        assert not asks_further(completion, Answer(None, None, "schema: no"), SCHEMA)
 
 
 # ---- how well a signal tells right from wrong
