@@ -75,6 +75,11 @@ class Request:
         return cast(str, self.frame.body["model"])
 
     @property
+    def chars(self) -> int:
+        """Characters of the last message: of a row as the model reads it."""
+        return len(self.last["content"])
+
+    @property
     def max_tokens(self) -> int:
         """Tokens the answer may take; 0 when the request does not limit them."""
         limit = self.frame.body.get("max_tokens")

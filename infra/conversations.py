@@ -19,9 +19,10 @@ from infra.db.store.answers import StoredAnswer
 from infra.deciding import Reached, decide, further_requests, reach
 from infra.llm.ledgered import Answered, Call, Ledgered
 from infra.llm.transport import Ask
+from infra.tiers import Deployment
 
 if TYPE_CHECKING:
-    from infra.rows import Deployment, Rows
+    from infra.rows import Rows
 
 AT_ONCE = 500
 """Rows whose further answers are looked up and settled together."""
@@ -37,7 +38,7 @@ class First:
     completion: Completion
 
 
-def load_first(deployment: "Deployment", rows: "Rows", keys: Sequence[str]) -> list[First]:
+def load_first(deployment: Deployment, rows: "Rows", keys: Sequence[str]) -> list[First]:
     """The first completions of rows that have been asked about."""
 
     def work(db: Session) -> list[First]:
@@ -48,7 +49,7 @@ def load_first(deployment: "Deployment", rows: "Rows", keys: Sequence[str]) -> l
     return retried(work)
 
 
-def load_wrong(deployment: "Deployment", rows: "Rows", page: Sequence[paging.Unanswered]) -> list[First]:
+def load_wrong(deployment: Deployment, rows: "Rows", page: Sequence[paging.Unanswered]) -> list[First]:
     """Those of a page's first completions that fail their schema: the others wait for their signals, where there are
     such as need further answers, or are stored already."""
     keys = [row.key for row in page]
@@ -62,7 +63,7 @@ def load_wrong(deployment: "Deployment", rows: "Rows", page: Sequence[paging.Una
     ]
 
 
-async def reask(ledgered: Ledgered, deployment: "Deployment", first: First) -> tuple[First, Reached]:
+async def reask(ledgered: Ledgered, deployment: Deployment, first: First) -> tuple[First, Reached]:
     """One row's conversation until its answer is valid or no more tries are allowed."""
 
     async def ask(again: Request) -> Completion:
@@ -74,7 +75,7 @@ async def reask(ledgered: Ledgered, deployment: "Deployment", first: First) -> t
 
 async def answer_further(
     ledgered: Ledgered,
-    deployment: "Deployment",
+    deployment: Deployment,
     rows: "Rows",
     pages: Pages,
     *,
@@ -110,7 +111,7 @@ class _Further:
     """The further answers of a tier's rows."""
 
     ledgered: Ledgered
-    deployment: "Deployment"
+    deployment: Deployment
     rows: "Rows"
     refused: dict[str, ModelError]
 

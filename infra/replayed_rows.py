@@ -17,7 +17,7 @@ from infra.db.store.datasets import StoredRecord
 from infra.db.store.replays import StoredCompletion
 from infra.db.store.runs import RunRecord
 from infra.deciding import decide
-from infra.rows import Deployment
+from infra.tiers import Deployment
 from infra.workloads import LoadedWorkload
 
 

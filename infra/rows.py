@@ -6,32 +6,25 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
-from typing import cast
+from functools import lru_cache, partial
 
-from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from domain.bundles import keeps
-from domain.canonical import digest
-from domain.confidences import LabelPrior
 from domain.errors import ModelUnavailable
 from domain.ledgers import Stage
-from domain.prompts import PromptVersion
-from domain.requests import Frame, Request, row_frame
-from domain.schemas import OutputSchema
-from domain.signals import PAID, sample_frames, truth_request
-from domain.workloads import Router, SignalName, Tier, TierName
+from domain.workloads import TierName
 from infra.conversations import answer_further, load_wrong, reask
 from infra.db.session import retried
 from infra.db.store import answers as answer_store
 from infra.db.store import paging
 from infra.db.store.answers import StoredAnswer
 from infra.db.store.datasets import StoredRecord
-from infra.deciding import reached_at_once, refused_answer, stored_answer
+from infra.deciding import reached_at_once, refused_answer, skipped_answer, stored_answer
 from infra.llm.ledgered import Answered, Call, open_ledgered
 from infra.progress import Progress
 from infra.settings import Settings
+from infra.tiers import Deployment
 
 PAGE_ROWS = 500
 """Rows that are read, looked up and sent together."""
@@ -39,62 +32,6 @@ PAGE_KEYS = 5_000
 """Rows that are found, and taken over from earlier runs, together: of these only the keys are read."""
 ALL_ROWS = 10_000_000
 """A page for engines that answer many together: a round of re-asks is one batch, whatever its size."""
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """One tier as it answers rows: model, prompt, prior, schema with its code, re-ask rule, and the signals to read;
-    of `router` it is how further answers are sampled that counts."""
-
-    name: TierName
-    tier: Tier
-    prompt: PromptVersion
-    prior: LabelPrior
-    schema: OutputSchema
-    max_reasks: int
-    code: str = ""
-    signals: tuple[SignalName, ...] = ()
-    router: Router = field(default_factory=Router)
-
-    @cached_property
-    def frame(self) -> Frame:
-        """What all requests have in common."""
-        return row_frame(self.prompt.opening(), tier=self.tier, schema=self.schema)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over everything that an answer and its price depend on beside the row; a changed renderer changes it
-        too."""
-        probe = Request(self.frame, self.prompt.question(dict.fromkeys(self.prompt.input_fields, "probe")))
-        means: dict[str, JsonValue] = {**self.prior.means}
-        prices: JsonValue = self.tier.usd_per_million.model_dump(mode="json")
-        parts: list[JsonValue] = [probe.hash, means, self.schema.decisive, self.max_reasks, self.code, prices]
-        if self.signals:
-            further = {name: [r.hash for r in requests] for name, requests in self.further(probe, {}).items()}
-            parts += cast(list[JsonValue], [list(self.signals), further])
-        return digest(parts)
-
-    @property
-    def asks_further(self) -> bool:
-        """Whether one of the signals needs calls of its own."""
-        return any(name in PAID for name in self.signals)
-
-    @cached_property
-    def _sample_frames(self) -> tuple[Frame, ...]:
-        return sample_frames(self.frame, self.router)
-
-    def further(self, request: Request, output: dict[str, JsonValue]) -> dict[SignalName, Sequence[Request]]:
-        """The calls that the signals need beside the row's own request, which came to this output."""
-        found: dict[SignalName, Sequence[Request]] = {}
-        if SignalName.SELF_CONSISTENCY in self.signals:
-            found[SignalName.SELF_CONSISTENCY] = [Request(frame, request.last) for frame in self._sample_frames]
-        if SignalName.P_TRUE in self.signals:
-            found[SignalName.P_TRUE] = [truth_request(request, self.prompt.answer(output))]
-        return found
-
-    def request(self, row: StoredRecord) -> Request:
-        """Exactly what is sent for a row."""
-        return Request(self.frame, self.prompt.question(row.record.inputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +115,7 @@ async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
                 progress.advance(len(page) - len(left))
                 for first in range(0, len(left), PAGE_ROWS):
                     records = await asyncio.to_thread(_load_records, rows, left[first : first + PAGE_ROWS])
-                    yield [Call(deployment.request(record), record.key) for record in records]
+                    yield await asyncio.to_thread(_asked, deployment, rows, records, progress)
 
     with _calm_collector():
         async with open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered:
@@ -268,6 +205,18 @@ def _load_records(rows: Rows, keys: Sequence[str]) -> list[StoredRecord]:
     return retried(lambda db: paging.load_records(db, rows.version, keys))
 
 
+def _asked(deployment: Deployment, rows: Rows, records: Sequence[StoredRecord], progress: Progress) -> list[Call]:
+    """The calls that rows need; those that skip this tier are settled at once."""
+    calls = [Call(deployment.request(record), record.key) for record in records]
+    if deployment.routing.straight_from is None:
+        return calls
+    skipped = [call for call in calls if deployment.skips(call.request)]
+    if skipped:
+        _save(rows.run_id, [skipped_answer(deployment, call.record_key, call.request) for call in skipped])
+        progress.advance(len(skipped))
+    return [call for call in calls if not deployment.skips(call.request)]
+
+
 def _note_deployment(run_id: str, deployment: Deployment) -> None:
     retried(lambda db: paging.note_deployment(db, run_id, deployment.name, deployment.fingerprint))
 
@@ -278,7 +227,7 @@ def _settled(deployment: Deployment, batch: Iterable[Answered]) -> Iterator[Stor
         completion, call = answered.completion, answered.call
         if completion is not None:
             if not deployment.asks_further:
-                reached = reached_at_once(deployment, call.request.hash, completion)
+                reached = reached_at_once(deployment, call.request, completion)
                 if reached.answer.valid:
                     yield stored_answer(deployment, call.record_key, reached)
         elif answered.error is not None and not isinstance(answered.error, ModelUnavailable):

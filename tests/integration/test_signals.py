@@ -36,11 +36,12 @@ from infra.exchange import export_run
 from infra.llm.scripted import Fault, Rule, Script, ScriptedServer
 from infra.progress import Progress
 from infra.replaying import replay
-from infra.rows import Deployment, Rows
+from infra.rows import Rows
 from infra.settings import Settings, load_settings
 from infra.showing import show_run
 from infra.snapshots import take_snapshot
 from infra.stack import Stack
+from infra.tiers import Deployment
 from tests.integration import scripted_workloads
 from tests.integration.begun_runs import open_run
 from tests.integration.recorded_runs import lines
