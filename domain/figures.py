@@ -1,7 +1,7 @@
 """Figures: from paired rows to the numbers that people read."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,9 @@ from domain.certificates import PairedRows
 from domain.comparisons import Difference, paired_difference
 from domain.confidences import FloatArray, auroc
 from domain.datasets import Split
+from domain.learned_scores import Features, FeatureTable
 from domain.outcomes import TierAnswer, skipped
+from domain.routers import Routing
 from domain.scores import estimate
 from domain.workloads import SignalName, Target
 
@@ -31,20 +33,43 @@ class Row:
     inputs: str = ""
 
 
-def by_signal(rows: Sequence[Row], signal: SignalName, *, straight_from: int | None = None) -> list[Row]:
-    """The rows as a router reads them: that signal is the confidence, and the only one whose calls are paid.
+def routed(rows: Sequence[Row], routing: Routing, *, decisive: str) -> list[Row]:
+    """The rows as a router reads them: its signal is the confidence, and the only one whose calls are paid.
 
-    An answer that is not valid has no confidence. Rows of `straight_from` characters and more skip the cheap tier.
+    An answer that is not valid has no confidence. Rows that are long enough skip the cheap tier.
     """
-    return [_read(row, signal, straight_from) for row in rows]
+    read = list(_confidences(rows, routing, decisive))
+    return [_read(row, value, routing) for row, value in zip(rows, read, strict=True)]
 
 
-def _read(row: Row, signal: SignalName, straight_from: int | None) -> Row:
-    cheap = row.cheap
-    if straight_from is not None and row.chars >= straight_from:
+def _confidences(rows: Sequence[Row], routing: Routing, decisive: str) -> Iterator[float | None]:
+    if routing.score is None:
+        yield from (routing.confidence(row.cheap.confidence, row.cheap.signals, label=None, chars=0) for row in rows)
+    elif rows:
+        found = routing.score.confidences(feature_table(rows, decisive))
+        yield from (None if math.isnan(value) else float(value) for value in found)
+
+
+def feature_table(rows: Sequence[Row], decisive: str) -> FeatureTable:
+    """What a learned score may look at, of rows in their order."""
+    return FeatureTable.of(
+        [
+            Features(
+                row.key,
+                {SignalName(name): value for name, value in row.cheap.signals.items()},
+                None if row.cheap.output is None else str(row.cheap.output.get(decisive)),
+                row.chars,
+            )
+            for row in rows
+        ]
+    )
+
+
+def _read(row: Row, value: float | None, routing: Routing) -> Row:
+    cheap, longest = row.cheap, routing.straight_from
+    if longest is not None and row.chars >= longest:
         return replace(row, cheap=skipped())
-    value = cheap.confidence if signal is SignalName.MARGIN else cheap.signals.get(signal)
-    usd = cheap.usd - math.fsum(cheap.signal_usd.values()) + cheap.signal_usd.get(signal, 0.0)
+    usd = cheap.usd - math.fsum(cheap.signal_usd.values()) + cheap.signal_usd.get(routing.signal, 0.0)
     return replace(row, cheap=replace(cheap, confidence=None if cheap.output is None else value, usd=usd))
 
 

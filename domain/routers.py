@@ -1,8 +1,11 @@
 """Routers: how a row's confidence is read, and which rows the cheap tier is not asked about."""
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from domain.workloads import SignalName
+from domain.learned_scores import Features, IsotonicScore, LearnedScore
+from domain.workloads import Router, SignalName
 
 
 def _absent(value: object) -> bool:
@@ -15,11 +18,39 @@ class Routing(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     signal: SignalName = SignalName.MARGIN
+    score: LearnedScore | None = Field(default=None, exclude_if=_absent, description="What a learned signal is.")
     straight_from: int | None = Field(
         default=None,
         exclude_if=_absent,
-        description="Characters of the row's message; longer ones skip the cheap tier.",
+        description="Characters of a row's message; longer ones skip the cheap tier.",
     )
+    samples: int | None = Field(default=None, exclude_if=_absent, description="Further answers of self-consistency.")
+    temperature: float | None = Field(default=None, exclude_if=_absent, description="Their sampling temperature.")
+
+    @property
+    def looked_at(self) -> tuple[SignalName, ...]:
+        """The signals that have to be read from an answer; none for the margin, which every answer has."""
+        if isinstance(self.score, IsotonicScore):
+            return (self.score.signal,)
+        if self.score is not None:
+            return self.score.signals
+        return () if self.signal is SignalName.MARGIN else (self.signal,)
+
+    @property
+    def router(self) -> Router:
+        """How further answers are sampled."""
+        given = {"samples": self.samples, "temperature": self.temperature}
+        return Router.model_validate({name: value for name, value in given.items() if value is not None})
+
+    def confidence(
+        self, margin: float | None, signals: Mapping[str, float], *, label: str | None, chars: int
+    ) -> float | None:
+        """A valid answer's confidence, from its calibrated margin, the signals that were looked at, its decisive label
+        and the characters of the row's message; None always escalates."""
+        if self.score is not None:
+            known = {SignalName(name): value for name, value in signals.items()}
+            return self.score.confidence(Features("", known, label, chars))
+        return margin if self.signal is SignalName.MARGIN else signals.get(self.signal)
 
 
 MEANINGS = {

@@ -6,9 +6,9 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from domain.bundles import CascadeFigures
 from domain.cascades import Cascade
 from domain.certificates import Certificate, NotCertified
+from domain.workloads import SignalName
 
 Json = dict[str, JsonValue]
 
@@ -19,11 +19,24 @@ def tuning_summary(cascade: Cascade) -> Json:
         "verdict": cascade.tuned.verdict.model_dump(mode="json", exclude={"grid"}),
         "test": cast(JsonValue, asdict(cascade.figures)),
         "tested_thresholds": sum(point.passed for point in cascade.tuned.curve),
+        "signals": {name.value: _signal(cascade, name) for name in cascade.qualities},
     }
 
 
-def figure_metrics(figures: CascadeFigures) -> dict[str, float]:
-    """The test figures by name, as numbers a tracking store can plot; costs are USD per 1,000 rows."""
+def _signal(cascade: Cascade, name: SignalName) -> Json:
+    """A signal's figures on the calibration rows; of a declared one also what a cascade by it was certified to cost."""
+    told = cast(Json, asdict(cascade.qualities[name]))
+    if (tuned := cascade.signals.get(name)) is None:
+        return told
+    verdict = tuned.verdict
+    certified = isinstance(verdict, Certificate)
+    return {**told, "certified": certified, "p_value": verdict.p_value, "usd": verdict.cost if certified else None}
+
+
+def figure_metrics(cascade: Cascade) -> dict[str, float]:
+    """The test figures by name, as numbers a tracking store can plot, and each signal's on the calibration rows; costs
+    are USD per 1,000 rows."""
+    figures = cascade.figures
     metrics = {
         "test_quality_cheap": figures.cheap.mean,
         "test_quality_strong": figures.strong.mean,
@@ -36,6 +49,9 @@ def figure_metrics(figures: CascadeFigures) -> dict[str, float]:
     }
     if figures.auroc is not None:
         metrics["test_auroc"] = figures.auroc
+    for name, told in cascade.qualities.items():
+        given = {"auroc": told.auroc, "aurc": told.aurc, "usd_per_1000": 1000 * told.usd_per_row}
+        metrics |= {f"signal_{name}_{figure}": value for figure, value in given.items() if value is not None}
     return metrics
 
 

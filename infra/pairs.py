@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from domain.answers import settle
 from domain.bundles import Bundle
 from domain.canonical import digest
 from domain.datasets import JUDGED, Split, cut_train
-from domain.figures import Row, by_signal
+from domain.figures import Row, routed
 from domain.outcomes import TierAnswer
 from domain.prompts import PromptVersion
 from domain.requests import Completion
@@ -15,8 +14,8 @@ from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import answers, datasets
 from infra.db.store.datasets import StoredRecord
-from infra.deciding import stored_answer
-from infra.rows import Deployment
+from infra.deciding import reached_at_once, stored_answer
+from infra.tiers import Deployment
 from infra.workloads import LoadedWorkload
 
 Known = Callable[[set[str]], Mapping[str, Completion]]
@@ -45,7 +44,7 @@ def load_pairs(run_id: str, version: str, metric: str, prompt: PromptVersion) ->
 def bundled_pairs(bundle: Bundle, run_id: str, version: str, metric: str, *splits: Split) -> list[Row]:
     """The rows of these splits in the run that made a bundle, as the bundle's router reads them."""
     rows = [row for row in load_pairs(run_id, version, metric, bundle.cheap.prompt) if row.split in splits]
-    return by_signal(rows, bundle.routing.signal, straight_from=bundle.routing.straight_from)
+    return routed(rows, bundle.routing, decisive=bundle.decisive)
 
 
 def pair(row: StoredRecord, prompt: PromptVersion, given: Mapping[TierName, tuple[TierAnswer, float]]) -> Row:
@@ -89,6 +88,5 @@ def fit_pairs(
 def _graded(
     loaded: LoadedWorkload, row: StoredRecord, deployment: Deployment, completion: Completion
 ) -> tuple[TierAnswer, float]:
-    answer = settle(completion, deployment.schema, deployment.prior)
-    stored = stored_answer(deployment, row.key, completion.request_hash, answer, reasks=0, used=[completion.usage])
-    return stored.as_tier_answer(), grade(loaded.metric, row.record.gold or {}, answer.output).value
+    stored = stored_answer(deployment, row.key, reached_at_once(deployment, deployment.request(row), completion))
+    return stored.as_tier_answer(), grade(loaded.metric, row.record.gold or {}, stored.output).value

@@ -7,12 +7,12 @@ from typing import Protocol, cast
 from pydantic import JsonValue
 
 from domain.bundles import Bundle, BundledTier, Lineage, gate, keeps, rendering
-from domain.cascades import Cascade, bundle_of, decide_cascade, routings_of
+from domain.cascades import Cascade, bundle_of, decide_cascade
 from domain.certificates import Use
 from domain.compiles import baseline_of
 from domain.datasets import Split
 from domain.figures import Row
-from domain.outcomes import Outcome, TierAnswer, Unanswered, settle_row
+from domain.outcomes import Outcome, TierAnswer, Unanswered, settle_row, skipped
 from domain.replays import Cause, Kind
 from domain.requests import Completion
 from domain.summaries import tuning_summary
@@ -27,8 +27,9 @@ from infra.db.store.replays import StoredCompletion
 from infra.pairs import fit_pairs, pair
 from infra.replayed_prompts import Replayed
 from infra.replayed_rows import RowReplay, Setting
-from infra.rows import Deployment
+from infra.routings import routings_of
 from infra.scoring import JUDGES_METRIC, judge_rows, score_row
+from infra.tiers import Deployment
 
 SETTLED_AT_ONCE = 1000
 
@@ -85,19 +86,21 @@ class RouteSteps:
 
     async def _settle(self, row: StoredRecord, page: Page) -> Outcome | Unanswered | None:
         """What becomes of a row; None when a tier that had to be asked never was."""
-        cheap = await self._answer(TierName.CHEAP, row, page) if self.threshold is not None else None
+        cheap = await self._cheap(row, page) if self.threshold is not None else None
         if self.threshold is not None and cheap is None:
             return None
         kept = cheap is not None and keeps(cheap.confidence, self.threshold)
         strong = None if kept else await self._answer(TierName.STRONG, row, page)
         if not kept and strong is None:
             return None
-        return settle_row(
-            row.key,
-            cheap.as_tier_answer() if cheap else None,
-            strong.as_tier_answer() if strong else None,
-            self.threshold,
-        )
+        return settle_row(row.key, cheap, strong.as_tier_answer() if strong else None, self.threshold)
+
+    async def _cheap(self, row: StoredRecord, page: Page) -> TierAnswer | None:
+        deployment = self.tiers[TierName.CHEAP].deployment
+        if row.key not in page.broken and deployment.skips(deployment.request(row)):
+            return skipped()
+        answer = await self._answer(TierName.CHEAP, row, page)
+        return answer.as_tier_answer() if answer else None
 
     async def _answer(self, tier: TierName, row: StoredRecord, page: Page) -> StoredAnswer | None:
         return await _answer(self.setting, self.tiers[tier], row, page)
@@ -179,10 +182,10 @@ class OptimizeSteps:
             train = datasets.load_records(db, run.dataset_version or "", Split.TRAIN)
             number = tunings.load_tuning(db, run.id) or 1
         deployed = {name: tier.deployment for name, tier in self.tiers.items()}
-        routings = routings_of(loaded.workload, fit_pairs(loaded, train, deployed, self._known))
-        target = loaded.workload.target
-        use = Use(number, tuning_share(target.spend, number))
-        return decide_cascade(self.pairs, target, routings=routings, use=use)
+        workload, fit = loaded.workload, fit_pairs(loaded, train, deployed, self._known)
+        routings = routings_of(workload, fit, unseen=[row.key for row in self.pairs])
+        use = Use(number, tuning_share(workload.target.spend, number))
+        return decide_cascade(self.pairs, workload.target, decisive=workload.decisive, routings=routings.ways, use=use)
 
     def _known(self, hashes: set[str]) -> dict[str, Completion]:
         return {key: found.completion for key, found in self.setting.recording.completions(hashes).items()}

@@ -121,6 +121,7 @@ def _tuning(console: Console, run: RunRecord) -> None:
     console.print(
         f"  valid {test['valid_rate']:.1%}   escalated {test['escalation_rate']:.1%}   AUROC of the confidence {auroc}"
     )
+    _signals(console, run.summary)
     console.print(f"  {escape(summaries.verdict_line(verdict_of(run.summary)))}")
     if promise := run.summary["verdict"].get("promise"):
         console.print(f"  [dim]{escape(promise)}[/]")
@@ -130,6 +131,22 @@ def _tuning(console: Console, run: RunRecord) -> None:
             f"  {'champion' if run.summary['promoted'] else f'challenger only: {escape(why)}'}"
             f"   bundle {(run.bundle_hash or '')[:12]}"
         )
+
+
+def _signals(console: Console, summary: dict[str, Any]) -> None:
+    """How well each signal tells right from wrong; of declared ones what a cascade by them was certified to cost."""
+    if not summary.get("signals"):
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("  signal", "AUROC", "AURC", "USD / 1,000 rows of its own", "certified cascade"):
+        table.add_column(heading)
+    for name, told in sorted(summary["signals"].items()):
+        verdict = "" if "certified" not in told else "not certified"
+        if told.get("certified"):
+            verdict = f"${1000 * told['usd']:.4f}" + ("  chosen" if name == summary["verdict"]["signal"] else "")
+        figures = ("-" if told[figure] is None else f"{told[figure]:.3f}" for figure in ("auroc", "aurc"))
+        table.add_row(f"  {name}", *figures, f"${1000 * told['usd_per_row']:.4f}", verdict)
+    console.print(table)
 
 
 def _routing(console: Console, run: RunRecord) -> None:

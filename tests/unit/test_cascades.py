@@ -10,7 +10,7 @@ from domain.batches import BatchFigures, Latency, batch_summary
 from domain.cascades import decide_cascade, evidence_of
 from domain.certificates import Certificate, NotCertified, Use
 from domain.datasets import Split
-from domain.figures import Row, by_signal
+from domain.figures import Row, routed
 from domain.outcomes import STRAIGHT, Outcome, TierAnswer, settle_row
 from domain.routers import MEANINGS, Routing
 from domain.scores import mean_field, worst_field
@@ -47,6 +47,10 @@ def rows_of(n: int, *, wrong_below: float = 0.2) -> list[Row]:
     ]
 
 
+def by_signal(rows: Sequence[Row], name: SignalName, *, straight_from: int | None = None) -> list[Row]:
+    return routed(rows, Routing(signal=name, straight_from=straight_from), decisive="topic")
+
+
 def routings(*names: SignalName) -> dict[SignalName, Routing]:
     return {name: Routing(signal=name) for name in names}
 
@@ -69,7 +73,7 @@ def test_an_answer_that_is_not_valid_has_no_confidence_whatever_its_signals_say(
 
 def test_the_cheapest_certified_signal_is_chosen_and_its_calls_are_in_the_price() -> None:
     rows = rows_of(600)
-    found = decide_cascade(rows, TARGET, routings=routings(P_TRUE, MARGIN))
+    found = decide_cascade(rows, TARGET, decisive="topic", routings=routings(P_TRUE, MARGIN))
     assert found.routing.signal is MARGIN
     assert isinstance(found.tuned.verdict, Certificate)
     assert (found.tuned.verdict.declared, found.tuned.verdict.level) == (2, pytest.approx(0.05))
@@ -79,7 +83,7 @@ def test_the_cheapest_certified_signal_is_chosen_and_its_calls_are_in_the_price(
 
 def test_each_use_of_the_rows_is_tested_at_what_is_left_of_delta() -> None:
     rows = rows_of(600)
-    first, third = (decide_cascade(rows, TARGET, use=Use(n, 0.5**n)).tuned.verdict for n in (1, 3))
+    first, third = (decide_cascade(rows, TARGET, decisive="topic", use=Use(n, 0.5**n)).tuned.verdict for n in (1, 3))
     assert isinstance(first, Certificate)
     assert isinstance(third, Certificate)
     assert (first.level, first.tuning) == (pytest.approx(0.05), 1)
@@ -91,7 +95,7 @@ def test_each_use_of_the_rows_is_tested_at_what_is_left_of_delta() -> None:
 
 
 def test_rows_that_nothing_is_left_for_certify_nothing_and_say_so() -> None:
-    verdict = decide_cascade(rows_of(600), TARGET, use=Use(2, 0.0)).tuned.verdict
+    verdict = decide_cascade(rows_of(600), TARGET, decisive="topic", use=Use(2, 0.0)).tuned.verdict
     assert isinstance(verdict, NotCertified)
     assert "tuned on 1 times before and nothing of delta is left" in verdict.reason
     assert verdict.rows_needed == 45, "fresh ones, at least"
@@ -100,20 +104,26 @@ def test_rows_that_nothing_is_left_for_certify_nothing_and_say_so() -> None:
 def test_rows_with_the_same_inputs_count_as_fewer() -> None:
     rows = rows_of(100)
     twins = [replace(one, inputs="the same") if n < 10 else one for n, one in enumerate(rows)]
-    assert decide_cascade(rows, TARGET).tuned.verdict.effective_n == pytest.approx(100)
-    assert decide_cascade(twins, TARGET).tuned.verdict.effective_n == pytest.approx(100**2 / (90 + 100))
+    assert decide_cascade(rows, TARGET, decisive="topic").tuned.verdict.effective_n == pytest.approx(100)
+    assert decide_cascade(twins, TARGET, decisive="topic").tuned.verdict.effective_n == pytest.approx(
+        100**2 / (90 + 100)
+    )
+
+
+def evidence(rows: Sequence[Row], *names: SignalName, target: Target = TARGET) -> str:
+    return evidence_of(rows, target, routings(*names), decisive="topic")
 
 
 def test_the_evidence_is_all_that_the_certificate_looks_at_and_nothing_else() -> None:
     rows = rows_of(50)
-    seen = evidence_of(rows, TARGET, routings(MARGIN))
-    assert evidence_of(rows[::-1], TARGET, routings(MARGIN)) == seen
-    assert evidence_of([*rows, row(99, margin=0.4, cheap=1.0, split=Split.TEST)], TARGET, routings(MARGIN)) == seen
+    seen = evidence(rows, MARGIN)
+    assert evidence(rows[::-1], MARGIN) == seen
+    assert evidence([*rows, row(99, margin=0.4, cheap=1.0, split=Split.TEST)], MARGIN) == seen
     other_answer = [replace(rows[0], cheap=replace(rows[0].cheap, confidence=0.77)), *rows[1:]]
     other_label = [replace(rows[0], cheap_quality=1.0), *rows[1:]]
-    assert len({seen, *(evidence_of(r, TARGET, routings(MARGIN)) for r in (other_answer, other_label, rows[1:]))}) == 4
-    assert evidence_of(rows, Target(eps=0.06), routings(MARGIN)) != seen
-    assert evidence_of(rows, TARGET, routings(MARGIN, P_TRUE)) != seen
+    assert len({seen, *(evidence(r, MARGIN) for r in (other_answer, other_label, rows[1:]))}) == 4
+    assert evidence(rows, MARGIN, target=Target(eps=0.06)) != seen
+    assert evidence(rows, MARGIN, P_TRUE) != seen
 
 
 def long_rows_are_hard(n: int) -> list[Row]:
@@ -127,7 +137,10 @@ def test_rows_whose_escalation_is_certain_go_straight_to_the_strong_tier_and_are
     found = straight_from(by_signal(rows, MARGIN), TARGET)
     assert found is not None
     assert found == 500
-    there, past = (decide_cascade(rows, TARGET, routings={MARGIN: way}).tuned.verdict for way in ways(None, found))
+    there, past = (
+        decide_cascade(rows, TARGET, decisive="topic", routings={MARGIN: way}).tuned.verdict
+        for way in ways(None, found)
+    )
     assert isinstance(there, Certificate)
     assert isinstance(past, Certificate)
     assert past.cost == pytest.approx(there.cost - 0.5), "half of the rows spare a cheap call of 1 USD"
