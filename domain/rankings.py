@@ -5,18 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from domain.confidences import FloatArray, auroc
+from domain.confidences import FloatArray, aurc, auroc
 from domain.losses import Goal
 from domain.tallies import PairedRows
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """What is reported of a confidence: AUROC of "the cheap answer is right" (None with one class only), area under
-    the risk-coverage curve, and the cost of the best-empirical threshold as a share of always-strong."""
+    """What is reported of a confidence: AUROC of "the cheap answer is right" (None with one class only), area under the
+    risk-coverage curve (None without rows), cost of the best-empirical threshold as a share of always-strong."""
 
     auroc: float | None
-    aurc: float
+    aurc: float | None
     cost: float
     n: int
 
@@ -25,21 +25,7 @@ def ranking_of(rows: PairedRows, goal: Goal) -> Ranking:
     """The figures of the rows' confidence; they describe these rows and promise nothing about others."""
     known = _known(rows.confidence)
     right = rows.cheap >= 1.0
-    return Ranking(auroc(known, right), aurc(known, rows.cheap), empirical_cost(rows, goal), len(rows))
-
-
-def aurc(confidence: FloatArray, quality: FloatArray) -> float:
-    """Mean over all coverages of the mean of (1 - quality) over the rows covered, surest first; 0 without rows.
-
-    Rows of equal confidence have no order: each stands for their mean. Those without a confidence come last.
-    """
-    if not len(confidence):
-        return 0.0
-    known = _known(confidence)
-    values, group = np.unique(-known, return_inverse=True)
-    sums = np.bincount(group, weights=1 - quality, minlength=len(values))
-    risk = (sums / np.bincount(group, minlength=len(values)))[np.sort(group)]
-    return float((np.cumsum(risk) / np.arange(1, len(risk) + 1)).mean())
+    return Ranking(auroc(known, right), aurc(known, 1 - rows.cheap), empirical_cost(rows, goal), len(rows))
 
 
 def empirical_cost(rows: PairedRows, goal: Goal) -> float:
