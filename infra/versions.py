@@ -9,12 +9,23 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
     "domain/*.py",
     "infra/deciding.py",
+    "infra/fitting.py",
+    "infra/routings.py",
     "infra/scoring.py",
     "infra/llm/judge.py",
     "infra/llm/reask.py",
     "infra/llm/transport.py",
 )
-LIBRARIES = ("arize-phoenix-evals", "instructor", "numpy", "openai", "pydantic", "pydantic-core", "scipy")
+LIBRARIES = (
+    "arize-phoenix-evals",
+    "instructor",
+    "numpy",
+    "openai",
+    "pydantic",
+    "pydantic-core",
+    "scikit-learn",
+    "scipy",
+)
 
 
 @cache

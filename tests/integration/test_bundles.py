@@ -206,7 +206,7 @@ def test_show_says_whether_the_certificate_holds_and_what_cannot_be_known(shelf:
     where = ("--workload", str(shelf.loaded.folder))
     found = json.loads(headrace("bundle", "show", shelf.first.hash[:10], *where, "--json").stdout)
     assert (found["state"], found["void"]) == ("valid", [])
-    assert "cheap: engine version (not recorded in the bundle)" in found["unknown"]
+    assert "cheap: engine version (nobody says it now)" in found["unknown"]
     file = shelf.loaded.folder / "workload.yaml"
     spec = json.loads(file.read_text())
     spec["tiers"]["cheap"]["model"], spec["instructions"] = "another", "Something else."
@@ -341,7 +341,9 @@ def test_the_answers_themselves_tell_the_engines_version() -> None:
     import_runs(FILE)
     with transaction() as db:
         found = serving.served_answers(db, OPTIMIZE, TierName.CHEAP)
-    assert found == serving.Served(engine_version="0.32.0")
+    assert found == serving.Served(
+        engine_version="0.32.0", quantisation="none", logprobs_mode="processed_logprobs", weights=None
+    )
 
 
 # ---- the gate for continuous integration
