@@ -31,9 +31,10 @@ from infra.db.store import datasets, runs
 from infra.db.tables import AnswerRow
 from infra.llm import gateway_client
 from infra.progress import Progress
-from infra.rows import Deployment, Rows, generate, validate
+from infra.rows import Rows, generate, validate
 from infra.settings import Settings, load_settings
 from infra.snapshots import read_records, take_snapshot
+from infra.tiers import Deployment
 from infra.workloads import LoadedWorkload, load_workload
 from tasks.chunking import plan_chunks
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, cast
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -10,6 +10,7 @@ from domain.canonical import digest
 from domain.certificates import Certificate, NotCertified
 from domain.comparisons import Difference
 from domain.prompts import PromptVersion
+from domain.routers import Routing
 from domain.scores import Estimate
 from domain.servings import Served
 from domain.workloads import Target, Tier, TierName
@@ -59,7 +60,7 @@ class Bundle(_Part):
     json_schema: dict[str, JsonValue]
     decisive: str
     max_reasks: int
-    signal: Literal["calibrated-margin"] = "calibrated-margin"
+    routing: Routing = Routing()
     threshold: float | None = Field(description="Keep the cheap answer iff confidence >= threshold; null: all strong.")
     certificate: Certificate | NotCertified
     lineage: Lineage

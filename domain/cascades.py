@@ -1,39 +1,112 @@
 """Cascades: from both tiers' answers to a threshold, the test figures, every row's outcome, and the bundle."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from pydantic import JsonValue
 
 from domain.bundles import Bundle, BundledTier, CascadeFigures, Lineage
-from domain.certificates import Certificate, Tuned, grid_of, tune
+from domain.canonical import digest
+from domain.certificates import FIRST_USE, Certificate, Tuned, Use, cheapest, grid_of, tune
 from domain.comparisons import Difference
+from domain.confidences import FloatArray
 from domain.datasets import Split
-from domain.figures import Row, figures_of, loss_of, paired_rows
+from domain.figures import Row, figures_of, loss_of, paired_rows, routed
 from domain.outcomes import Outcome, Unanswered, settle_row
+from domain.routers import Routing
 from domain.schemas import OutputSchema
-from domain.workloads import Target, TierName, Workload
+from domain.signals import Quality, qualities
+from domain.workloads import SignalName, Target, TierName, Workload
+
+MARGIN = {SignalName.MARGIN: Routing()}
+"""The one signal of a workload that declares none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """What the judged rows came to: the verdict, its threshold (None: all strong), the test figures, the loss on the
-    test rows, the outcomes."""
+    """What the judged rows came to: how a row is routed and the verdict on it, the threshold (None: all strong), the
+    test figures, the loss on the test rows, the outcomes; the verdict on each declared signal; how well each known
+    signal tells right from wrong on the calibration rows."""
 
+    routing: Routing
     tuned: Tuned
     threshold: float | None
     figures: CascadeFigures
     loss: Difference
     settled: list[Outcome | Unanswered]
+    signals: dict[SignalName, Tuned]
+    qualities: dict[SignalName, Quality]
 
 
-def decide_cascade(rows: Sequence[Row], target: Target) -> Cascade:
-    """Choose the threshold on the calibration rows, look at it on the test rows, and settle every row by it."""
-    calibration = paired_rows([row for row in rows if row.split is Split.CALIBRATION])
-    tuned = tune(calibration, target, grid=grid_of(calibration.confidence))
-    threshold = tuned.verdict.threshold if isinstance(tuned.verdict, Certificate) else None
-    test = [row for row in rows if row.split is Split.TEST]
+def decide_cascade(
+    rows: Sequence[Row],
+    target: Target,
+    *,
+    decisive: str,
+    routings: Mapping[SignalName, Routing] = MARGIN,
+    use: Use = FIRST_USE,
+) -> Cascade:
+    """Choose signal and threshold on the calibration rows, look at them on the test rows, and settle every row by them.
+
+    `routings` are the signals that were declared; what is learned of them was learned on other rows.
+    """
+    read = {name: routed(rows, way, decisive=decisive) for name, way in routings.items()}
+    calibration = {name: [row for row in given if row.split is Split.CALIBRATION] for name, given in read.items()}
+    tuned = {name: _tune(given, name, target, declared=len(read), use=use) for name, given in calibration.items()}
+    chosen = SignalName(cheapest(tuned))
+    verdict = tuned[chosen].verdict
+    threshold = verdict.threshold if isinstance(verdict, Certificate) else None
+    test = [row for row in read[chosen] if row.split is Split.TEST]
     figures, loss = figures_of(test, threshold), loss_of(test, threshold, target)
-    settled = [settle_row(row.key, row.cheap, row.strong, threshold) for row in rows]
-    return Cascade(tuned, threshold, figures, loss, settled)
+    settled = [settle_row(row.key, row.cheap, row.strong, threshold) for row in read[chosen]]
+    told = _qualities([row for row in rows if row.split is Split.CALIBRATION], calibration)
+    return Cascade(routings[chosen], tuned[chosen], threshold, figures, loss, settled, tuned, told)
+
+
+def _qualities(rows: Sequence[Row], read: Mapping[SignalName, Sequence[Row]]) -> dict[SignalName, Quality]:
+    """The figures of every signal that some row has, declared or not; of declared ones as the router reads them."""
+    names = {SignalName(name) for row in rows for name in row.cheap.signals}
+    ways = {name: routed(rows, Routing(signal=name), decisive="") for name in names - read.keys()} | dict(read)
+    paid = {
+        name: np.array([row.cheap.signal_usd.get(name, 0.0) for row in rows], dtype=np.float64) for name in sorted(ways)
+    }
+    values = {name: _values(ways[name]) for name in sorted(ways)}
+    return qualities(values, np.array([row.cheap_quality for row in rows], dtype=np.float64), usd=paid)
+
+
+def _values(rows: Sequence[Row]) -> FloatArray:
+    return np.array([-np.inf if row.cheap.confidence is None else row.cheap.confidence for row in rows])
+
+
+def evidence_of(rows: Sequence[Row], target: Target, routings: Mapping[SignalName, Routing], *, decisive: str) -> str:
+    """sha256 of all that a certificate looks at: the calibration rows' confidences, qualities and costs, the target,
+    and how the declared signals are read."""
+    seen: list[JsonValue] = [cast(JsonValue, target.model_dump(mode="json"))]
+    for way in sorted(routings.values(), key=lambda way: way.signal):
+        read = routed(rows, way, decisive=decisive)
+        seen.append(cast(JsonValue, way.model_dump(mode="json")))
+        for row in sorted((row for row in read if row.split is Split.CALIBRATION), key=lambda row: row.key):
+            quality, usd = [row.cheap_quality, row.strong_quality], [row.cheap.usd, row.strong.usd]
+            seen.append([row.key, row.cheap.confidence, *quality, *usd])
+    return digest(seen)
+
+
+def _tune(rows: Sequence[Row], signal: SignalName, target: Target, *, declared: int, use: Use) -> Tuned:
+    pairs = paired_rows(rows)
+    twins = Counter(row.inputs or row.key for row in rows)
+    effective_n = len(rows) ** 2 / sum(n * n for n in twins.values()) if rows else 0.0
+    return tune(
+        pairs,
+        target,
+        grid=grid_of(pairs.confidence),
+        signal=signal.value,
+        declared=declared,
+        use=use,
+        effective_n=effective_n,
+    )
 
 
 def bundle_of(
@@ -51,6 +124,7 @@ def bundle_of(
         json_schema=schema.json_schema,
         decisive=schema.decisive,
         max_reasks=workload.max_reasks,
+        routing=cascade.routing,
         threshold=cascade.threshold,
         certificate=cascade.tuned.verdict,
         lineage=lineage,

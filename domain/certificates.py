@@ -9,6 +9,7 @@ probability at least 1 - delta over the draw of the rows. The tests are in domai
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +19,17 @@ from domain.confidences import FloatArray
 from domain.intervals import gap_interval, mean_interval
 from domain.losses import BETTING, EXACT, PAIRED, Goal, betting_p, binomial_p, choose_test, p_values
 from domain.promises import promise
-from domain.shortfalls import rows_needed
+from domain.shortfalls import least_rows, rows_needed
 from domain.tallies import PairedRows, Tally, is_binary, tally
 from domain.thresholds import GRID_POINTS, fixed_sequence, grid_of, signal_level
 from domain.verdicts import Certificate, CurvePoint, Kind, NotCertified
 
+Name = TypeVar("Name", bound=str)
+
 __all__ = [
     "BETTING",
     "EXACT",
+    "FIRST_USE",
     "GRID_POINTS",
     "PAIRED",
     "Alone",
@@ -35,6 +39,7 @@ __all__ = [
     "NotCertified",
     "PairedRows",
     "Tuned",
+    "Use",
     "betting_p",
     "binomial_p",
     "cheapest",
@@ -52,6 +57,18 @@ class Bound:
     kind: Kind
     eps: float
     delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Which use of the calibration rows for a certificate this is, and the share of delta that is left for it."""
+
+    tuning: int = 1
+    share: float = 1.0
+
+
+FIRST_USE = Use()
+"""Rows that nothing was certified on, nor will be again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +96,25 @@ def tune(
     grid: FloatArray,
     signal: str | None = None,
     declared: int = 1,
+    use: Use = FIRST_USE,
+    effective_n: float | None = None,
     metric: str = "the workload's metric",
 ) -> Tuned:
     """Certify the cheapest threshold of a grid, highest first, that keeps the target.
 
     The rows' order must not depend on labels. For an agreement target `cheap` is 1 where the tiers' answers are equal,
-    and `strong` is 1. `declared` is the number of signals among which one is going to be chosen.
+    and `strong` is 1. `declared` is the number of signals among which one is going to be chosen; `use` says which part
+    of delta is left for these rows, `effective_n` how many rows they are worth (reported, not used).
     """
-    grid = grid if len(rows) else grid[:0]
+    level = signal_level(target.delta * use.share, declared)
+    grid = grid if len(rows) and level > 0 else grid[:0]
     test = choose_test(target, n=len(rows), binary=is_binary(rows))
-    level = signal_level(target.delta, declared)
     sums = tally(rows, grid)
     found = p_values(rows, sums, grid, target, test=test, level=level) if len(grid) else np.array([])
     passed = fixed_sequence(found, level)
     cheap, strong = _alone(rows.cheap, rows.cheap_usd), _alone(rows.strong, rows.strong_usd)
     last = int(passed.sum()) - 1
-    tested = _Tested(target, test, level, signal, declared, grid, sums, found, strong.cost)
+    tested = _Tested(target, test, level, signal, declared, use, effective_n, grid, sums, found, strong.cost)
     if last >= 0 and sums.cost[last] < strong.cost:
         verdict = _certificate(tested, last, promise(target, n=len(rows), metric=metric))
     else:
@@ -114,10 +134,10 @@ def tune_signals(
     return tuned
 
 
-def cheapest(tuned: Mapping[str, Tuned]) -> str:
+def cheapest(tuned: Mapping[Name, Tuned]) -> Name:
     """The signal whose certified cascade costs least; without any, the one that needs the fewest rows."""
 
-    def rank(name: str) -> tuple[bool, float, float]:
+    def rank(name: Name) -> tuple[bool, float, float]:
         verdict = tuned[name].verdict
         if isinstance(verdict, Certificate):
             return False, verdict.cost, 0.0
@@ -136,6 +156,8 @@ class _Tested:
     level: float
     signal: str | None
     declared: int
+    use: Use
+    effective_n: float | None
     grid: FloatArray
     sums: Tally
     p_values: FloatArray
@@ -183,6 +205,8 @@ def _certificate(tested: _Tested, chosen: int, words: str) -> Certificate:
         promise=words,
         signal=tested.signal,
         declared=tested.declared,
+        tuning=tested.use.tuning,
+        effective_n=tested.effective_n,
         level=tested.level,
         grid_hash=_hash(tested.grid),
         gap_interval=gap_interval(float(sums.loss[chosen]), float(sums.loss_squared[chosen]), sums.n),
@@ -192,12 +216,16 @@ def _certificate(tested: _Tested, chosen: int, words: str) -> Certificate:
 
 def _refusal(tested: _Tested, *, any_passed: bool, strong_usd: FloatArray) -> NotCertified:
     target, sums, all_strong = tested.target, tested.sums, tested.all_strong
-    if any_passed:
+    if tested.level <= 0:
+        reason = f"these rows were tuned on {tested.use.tuning - 1} times before and nothing of delta is left for them"
+    elif any_passed:
         reason = "every certified threshold escalates so much that the cascade costs more than the strong tier alone"
     elif sums.n and not len(tested.grid):
         reason = "no row has a confidence"
     else:
         reason = f"no threshold keeps the loss within {target.eps:g} at confidence {1 - target.delta:g} on these rows"
+        if tested.use.tuning > 1:
+            reason += f" (tuning {tested.use.tuning} on them, at level {tested.level:g})"
     return NotCertified(
         kind=target.kind,
         eps=target.eps,
@@ -205,16 +233,26 @@ def _refusal(tested: _Tested, *, any_passed: bool, strong_usd: FloatArray) -> No
         n=sums.n,
         test=tested.test,
         reason=reason,
-        rows_needed=rows_needed(
-            sums, tested.p_values, target, level=tested.level, test=tested.test, all_strong=all_strong
-        ),
+        rows_needed=_rows_needed(tested),
         signal=tested.signal,
         declared=tested.declared,
+        tuning=tested.use.tuning,
+        effective_n=tested.effective_n,
         level=tested.level,
         p_value=float(tested.p_values[0]) if len(tested.p_values) else None,
         grid_hash=_hash(tested.grid),
         cost=all_strong,
         cost_interval=mean_interval(float(strong_usd.sum()), float(np.square(strong_usd).sum()), sums.n),
+    )
+
+
+def _rows_needed(tested: _Tested) -> int | None:
+    """Rows that would about do; fresh ones, where nothing of delta is left for those at hand."""
+    target, test = tested.target, tested.test
+    if tested.level <= 0:
+        return least_rows(target, signal_level(target.delta, tested.declared), test=test)
+    return rows_needed(
+        tested.sums, tested.p_values, target, level=tested.level, test=test, all_strong=tested.all_strong
     )
 
 

@@ -171,14 +171,14 @@ def excerpt(raw: object) -> str:
 
 
 def version_hash(records: Iterable[str], bad: Iterable[str]) -> str:
-    """sha256 of a DatasetVersion: the same rows in the same order give the same version.
+    """sha256 of a DatasetVersion: the same rows in the same order and the same splits give the same version.
 
-    It runs over the bytes `records`, the records' keys in their order, `bad`, and the bad rows' keys in theirs: 64 hex
-    digits each, nothing between them. Keys are taken one at a time.
+    It runs over the bytes `records`, then for each record in its order the key (64 hex digits) and the name of its
+    split, `bad`, and the bad rows' keys in theirs, nothing between them. They are taken one at a time.
     """
     running = hashlib.sha256(b"records")
-    for key in records:
-        running.update(key.encode())
+    for key_and_split in records:
+        running.update(key_and_split.encode())
     running.update(b"bad")
     for key in bad:
         running.update(key.encode())

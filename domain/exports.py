@@ -13,6 +13,7 @@ from domain.canonical import digest
 from domain.certificates import Certificate
 from domain.errors import InputError, Place
 from domain.requests import TOP_LOGPROBS
+from domain.routers import MEANINGS
 from domain.workloads import TierName
 
 FORMAT = 1
@@ -174,10 +175,9 @@ fields put in place of the `{{{{double_braces}}}}` of the last message. The answ
 
 {rule}
 
-The confidence ({bundle.signal}): read the log-probabilities where the value of `{bundle.decisive}` begins and sum up
-what each allowed value can get, token by token while several are possible; divide each value's probability by its
-`prior` in `bundle.json` and scale them to 1. The largest names the answer, and its distance to the second is the
-confidence. A row without log-probabilities has none and goes to the strong model.
+The answer: where the value of `{bundle.decisive}` begins, sum up from the log-probabilities what each allowed value can
+get, token by token while several are possible; divide each by its `prior` in `bundle.json` and scale them to 1. The
+largest names the answer. {_confidence(bundle)}
 
 `headrace import FOLDER` adds the bundle to a ledger and checks every byte; it moves no alias. Then
 `headrace promote {bundle.hash[:12]}` makes it champion.
@@ -189,6 +189,16 @@ confidence. A row without log-probabilities has none and goes to the strong mode
 A change of model, revision, prompt, quantisation, engine version, logprobs mode, schema or prices voids this.
 
 {_FILES}"""
+
+
+def _confidence(bundle: Bundle) -> str:
+    signal, longest = bundle.routing.signal, bundle.routing.straight_from
+    words = (
+        f"The confidence is the signal `{signal}`: {MEANINGS[signal]}. A row that has none goes to the strong model."
+    )
+    if longest is None:
+        return words
+    return f"{words} So does, without asking the cheap one, a row whose message has {longest} characters or more."
 
 
 _FILES = """## Files

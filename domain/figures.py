@@ -1,7 +1,8 @@
 """Figures: from paired rows to the numbers that people read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,14 +11,17 @@ from domain.certificates import PairedRows
 from domain.comparisons import Difference, paired_difference
 from domain.confidences import FloatArray, auroc
 from domain.datasets import Split
-from domain.outcomes import TierAnswer
+from domain.learned_scores import Features, FeatureTable
+from domain.outcomes import TierAnswer, skipped
+from domain.routers import Routing
 from domain.scores import estimate
-from domain.workloads import Target
+from domain.workloads import SignalName, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row with both tiers' answers and their qualities in [0, 1]."""
+    """One row with both tiers' answers and their qualities in [0, 1]; its length as it stands in the prompt, in
+    characters, and the digest of its inputs."""
 
     key: str
     split: Split
@@ -25,6 +29,48 @@ class Row:
     strong: TierAnswer
     cheap_quality: float
     strong_quality: float
+    chars: int = 0
+    inputs: str = ""
+
+
+def routed(rows: Sequence[Row], routing: Routing, *, decisive: str) -> list[Row]:
+    """The rows as a router reads them: its signal is the confidence, and the only one whose calls are paid.
+
+    An answer that is not valid has no confidence. Rows that are long enough skip the cheap tier.
+    """
+    read = list(_confidences(rows, routing, decisive))
+    return [_read(row, value, routing) for row, value in zip(rows, read, strict=True)]
+
+
+def _confidences(rows: Sequence[Row], routing: Routing, decisive: str) -> Iterator[float | None]:
+    if routing.score is None:
+        yield from (routing.confidence(row.cheap.confidence, row.cheap.signals, label=None, chars=0) for row in rows)
+    elif rows:
+        found = routing.score.confidences(feature_table(rows, decisive))
+        yield from (None if math.isnan(value) else float(value) for value in found)
+
+
+def feature_table(rows: Sequence[Row], decisive: str) -> FeatureTable:
+    """What a learned score may look at, of rows in their order."""
+    return FeatureTable.of(
+        [
+            Features(
+                row.key,
+                {SignalName(name): value for name, value in row.cheap.signals.items()},
+                None if row.cheap.output is None else str(row.cheap.output.get(decisive)),
+                row.chars,
+            )
+            for row in rows
+        ]
+    )
+
+
+def _read(row: Row, value: float | None, routing: Routing) -> Row:
+    cheap, longest = row.cheap, routing.straight_from
+    if longest is not None and row.chars >= longest:
+        return replace(row, cheap=skipped())
+    usd = cheap.usd - math.fsum(cheap.signal_usd.values()) + cheap.signal_usd.get(routing.signal, 0.0)
+    return replace(row, cheap=replace(cheap, confidence=None if cheap.output is None else value, usd=usd))
 
 
 def paired_rows(rows: Sequence[Row]) -> PairedRows:

@@ -27,6 +27,7 @@ class Stage(StrEnum):
     COMPILE = "compile"
     GENERATE = "generate"
     REASK = "reask"
+    SIGNAL = "signal"
     JUDGE = "judge"
     REPRODUCE = "reproduce"
 

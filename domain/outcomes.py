@@ -26,6 +26,15 @@ class TierAnswer:
     signal_usd: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
+STRAIGHT = "straight to the strong tier"
+"""Why the cheap tier has no answer to a row that it was never asked about."""
+
+
+def skipped() -> TierAnswer:
+    """The cheap tier's part in a row that goes straight to the strong one: it is not asked and costs nothing."""
+    return TierAnswer(None, None, tokens=0, usd=0.0, failed=STRAIGHT)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A row's final answer."""
@@ -49,7 +58,8 @@ class Unanswered:
 def settle_row(
     key: str, cheap: TierAnswer | None, strong: TierAnswer | None, threshold: float | None
 ) -> Outcome | Unanswered:
-    """Keep the cheap answer or take the strong one; without a threshold the cheap tier is not asked.
+    """Keep the cheap answer or take the strong one; without a threshold, and about skipped rows, the cheap tier is not
+    asked.
 
     Raises ValueError when the tier that must answer was not asked.
     """
@@ -57,7 +67,7 @@ def settle_row(
         return Outcome(key, TierName.CHEAP, cheap.output, cheap.confidence, escalated=False, usd=cheap.usd)
     if strong is None:
         raise ValueError(f"row {key} was escalated, but the strong tier was not asked")
-    asked_cheap = cheap is not None and threshold is not None
+    asked_cheap = cheap is not None and threshold is not None and cheap.failed != STRAIGHT
     cost = strong.usd + (cheap.usd if cheap is not None and asked_cheap else 0.0)
     if strong.output is None:
         return Unanswered(key, strong.failed or "the strong tier gave no valid answer")

@@ -54,7 +54,7 @@ class PromptVersion(BaseModel):
         messages = [Message(role="system", content=self.system())]
         for demo in self.demos:
             messages.append(self.question(demo.inputs))
-            messages.append(Message(role="assistant", content=self._answer(demo.output)))
+            messages.append(Message(role="assistant", content=self.answer(demo.output)))
         return messages
 
     def question(self, inputs: dict[str, JsonValue]) -> Message:
@@ -65,10 +65,10 @@ class PromptVersion(BaseModel):
         """The messages with {{double_braces}} for the row's fields, for people and prompt registries."""
         return self.render({field: "{{" + field + "}}" for field in self.input_fields})
 
-    def _answer(self, output: dict[str, JsonValue]) -> str:
-        # In the schema's order, in which the model must write: canonical JSON would sort the fields.
-        answer = {field: output[field] for field in self.output_fields if field in output}
-        return json.dumps(answer, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    def answer(self, output: dict[str, JsonValue]) -> str:
+        """An answer as the model is to write it: in the schema's order, where canonical JSON would sort the fields."""
+        said = {field: output[field] for field in self.output_fields if field in output}
+        return json.dumps(said, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def baseline(instructions: str, *, input_fields: tuple[str, ...], schema: OutputSchema) -> PromptVersion:

@@ -8,6 +8,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
+from domain.alignments import Fields, Reading
 from domain.canonical import canonical, digest
 from domain.prompts import Message
 from domain.schemas import OutputSchema, closed_fields
@@ -30,9 +31,16 @@ class Frame:
         return digest({"body": self.body, "revision": self.revision})
 
     @cached_property
-    def closed_fields(self) -> dict[str, tuple[str, ...]]:
-        """The answer's fields with a closed set of values, by the JSON Schema it is asked to follow."""
-        return closed_fields(response_schema(self.body))
+    def fields(self) -> Fields:
+        """The answer's fields and what the closed ones allow, by the JSON Schema it is asked to follow."""
+        schema = response_schema(self.body)
+        properties = schema.get("properties")
+        return Fields.of(list(properties) if isinstance(properties, dict) else [], closed_fields(schema))
+
+    @cached_property
+    def fields_in_bytes(self) -> Fields:
+        """The same, to be found in an answer's bytes."""
+        return self.fields.in_bytes()
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ class Request:
         return cast(str, self.frame.body["model"])
 
     @property
+    def chars(self) -> int:
+        """Characters of the last message: of a row as the model reads it."""
+        return len(self.last["content"])
+
+    @property
     def max_tokens(self) -> int:
         """Tokens the answer may take; 0 when the request does not limit them."""
         limit = self.frame.body.get("max_tokens")
@@ -85,17 +98,6 @@ class Usage:
     prompt: int = 0
     completion: int = 0
     cached: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the tokens of one field's value say: the sum and the least of their log-probabilities, how many there are,
-    and for a closed field the probability, before renormalisation, that was left for its allowed values."""
-
-    logprob: float
-    least: float
-    tokens: int
-    allowed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

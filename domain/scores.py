@@ -31,12 +31,37 @@ def token_f1(gold: Mapping[str, JsonValue], output: Mapping[str, JsonValue]) -> 
     return sum(_f1(str(value), str(output.get(field, ""))) for field, value in gold.items()) / len(gold)
 
 
+def worst_field(gold: Mapping[str, JsonValue], output: Mapping[str, JsonValue]) -> float:
+    """The least of the gold fields' own scores: for answers that are worth no more than their worst part."""
+    return min(field_scores(gold, output).values(), default=1.0)
+
+
+def mean_field(gold: Mapping[str, JsonValue], output: Mapping[str, JsonValue]) -> float:
+    """The mean of the gold fields' own scores."""
+    scores = field_scores(gold, output).values()
+    return sum(scores) / len(scores) if scores else 1.0
+
+
+def field_scores(gold: Mapping[str, JsonValue], output: Mapping[str, JsonValue]) -> dict[str, float]:
+    """Each gold field's own score: text by the F1 of its words (one word: equal or not), all else by being equal."""
+    return {
+        field: _f1(value, str(output.get(field, ""))) if isinstance(value, str) else float(output.get(field) == value)
+        for field, value in gold.items()
+    }
+
+
 def _f1(left: str, right: str) -> float:
     a, b = set(re.findall(r"\w+", left.lower())), set(re.findall(r"\w+", right.lower()))
     return 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
 
 
-METRICS: dict[str, Metric] = {"exact_match": exact_match, "field_accuracy": field_accuracy, "token_f1": token_f1}
+METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "field_accuracy": field_accuracy,
+    "token_f1": token_f1,
+    "mean_field": mean_field,
+    "worst_field": worst_field,
+}
 
 
 @dataclass(frozen=True, slots=True)

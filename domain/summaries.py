@@ -1,28 +1,42 @@
 """Summaries: the figures of a run as plain JSON, and as the sentences that people read."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import cast
 
 from pydantic import JsonValue
 
-from domain.bundles import CascadeFigures
-from domain.certificates import Certificate, NotCertified, Tuned
+from domain.cascades import Cascade
+from domain.certificates import Certificate, NotCertified
+from domain.workloads import SignalName
 
 Json = dict[str, JsonValue]
 
 
-def tuning_summary(tuned: Tuned, figures: CascadeFigures) -> Json:
-    """What tuning came to: the verdict without its grid, the test figures, the curve's chosen point."""
+def tuning_summary(cascade: Cascade) -> Json:
+    """What tuning came to: the verdict without its grid, the test figures, how many thresholds passed, each signal."""
     return {
-        "verdict": tuned.verdict.model_dump(mode="json", exclude={"grid"}),
-        "test": cast(JsonValue, asdict(figures)),
-        "tested_thresholds": sum(point.passed for point in tuned.curve),
+        "verdict": cascade.tuned.verdict.model_dump(mode="json", exclude={"grid"}),
+        "test": cast(JsonValue, asdict(cascade.figures)),
+        "tested_thresholds": sum(point.passed for point in cascade.tuned.curve),
+        "signals": {name.value: _signal(cascade, name) for name in cascade.qualities},
     }
 
 
-def figure_metrics(figures: CascadeFigures) -> dict[str, float]:
-    """The test figures by name, as numbers a tracking store can plot; costs are USD per 1,000 rows."""
+def _signal(cascade: Cascade, name: SignalName) -> Json:
+    """A signal's figures on the calibration rows; of a declared one also what a cascade by it was certified to cost."""
+    told = cast(Json, asdict(cascade.qualities[name]))
+    if (tuned := cascade.signals.get(name)) is None:
+        return told
+    verdict = tuned.verdict
+    certified = isinstance(verdict, Certificate)
+    return {**told, "certified": certified, "p_value": verdict.p_value, "usd": verdict.cost if certified else None}
+
+
+def figure_metrics(cascade: Cascade) -> dict[str, float]:
+    """The test figures by name, as numbers a tracking store can plot, and each signal's on the calibration rows; costs
+    are USD per 1,000 rows."""
+    figures = cascade.figures
     metrics = {
         "test_quality_cheap": figures.cheap.mean,
         "test_quality_strong": figures.strong.mean,
@@ -35,6 +49,9 @@ def figure_metrics(figures: CascadeFigures) -> dict[str, float]:
     }
     if figures.auroc is not None:
         metrics["test_auroc"] = figures.auroc
+    for name, told in cascade.qualities.items():
+        given = {"auroc": told.auroc, "aurc": told.aurc, "usd_per_1000": 1000 * told.usd_per_row}
+        metrics |= {f"signal_{name}_{figure}": value for figure, value in given.items() if value is not None}
     return metrics
 
 
@@ -61,34 +78,6 @@ def void_line(reasons: Sequence[str], workload: str) -> str:
         f"The champion's certificate is void: {'; '.join(reasons)}. Every row goes to the strong tier as the workload "
         f"has it now; make a new bundle with `headrace run {workload}`."
     )
-
-
-@dataclass(frozen=True, slots=True)
-class BatchFigures:
-    """Counts of a routed batch, and USD: of its outcomes together, and of a strong answer on average."""
-
-    answered: int
-    on_cheap: int
-    escalated: int
-    usd: float
-    strong_mean_usd: float | None
-
-
-def batch_summary(figures: BatchFigures, threshold: float | None) -> Json:
-    """What routing came to; all-strong is priced by the mean price of the rows that the strong tier answered."""
-    n, spent, strong = figures.answered, figures.usd, figures.strong_mean_usd
-    summary: Json = {
-        "answered": n,
-        "kept_on_cheap": figures.on_cheap,
-        "escalated": figures.escalated,
-        "threshold": threshold,
-        "usd_per_1000": 1000 * spent / n if n else 0.0,
-        "escalation_rate": (n - figures.on_cheap) / n if n else 0.0,
-    }
-    if strong is not None and n:
-        summary["usd_per_1000_all_strong"] = 1000 * strong
-        summary["saving"] = 1 - spent / (n * strong) if strong else 0.0
-    return summary
 
 
 def table(summary: Json) -> list[tuple[str, str, str, str, str, str]]:

@@ -35,12 +35,13 @@ def signal_level(delta: float, declared: int) -> float:
     return delta / declared
 
 
-def tuning_delta(delta: float, tuning: int) -> float:
-    """What is left of delta for the n-th tuning (from 1) on the same rows: delta/2, delta/4, …, together below delta.
+def tuning_share(spend: float, tuning: int) -> float:
+    """The share of delta that the n-th tuning (from 1) on the same rows takes: `spend` of what those before it left.
 
-    Every tuning on the same rows is one more chance to break the promise; so many halves pay for any number of them.
-    Fresh rows begin again. Raises ValueError when the number is below 1.
+    With a half that is delta/2, delta/4, … Every tuning on the same rows is one more chance to break the promise; the
+    shares of any number of them add up to delta at most. Fresh rows begin again. Raises ValueError when the number is
+    below 1.
     """
     if tuning < 1:
         raise ValueError(f"tunings are counted from 1, not {tuning}")
-    return delta / 2**tuning
+    return spend * (1 - spend) ** (tuning - 1)

@@ -28,14 +28,17 @@ class CurvePoint(BaseModel):
 class _Verdict(BaseModel):
     """What both verdicts share; costs are USD per row, intervals two-sided at 95 %.
 
-    `declared` signals share delta; each is tested at `level`. Fields with a default came later than the first verdicts.
-    One that a stored verdict lacks is not written either, so that the hash of its bundle stays what it was.
+    `declared` signals share what the `tuning`-th use of the rows takes of delta; each is tested at `level`.
+    `effective_n` counts rows with the same inputs as fewer (Kish). Fields with a default came later than the first
+    verdicts. One that a stored verdict lacks is not written either, so that the hash of its bundle stays what it was.
     """
 
     model_config = ConfigDict(frozen=True)
 
     signal: str | None = None
     declared: int = 1
+    tuning: int = 1
+    effective_n: float | None = None
     level: float | None = None
     grid_hash: str = ""
     cost_interval: Interval | None = None

@@ -13,7 +13,7 @@ from domain.validities import examine
 from infra.db.session import transaction
 from infra.db.store import audits, bundles, promotions, runs
 from infra.db.store.bundles import StoredBundle
-from infra.pairs import load_pairs
+from infra.pairs import bundled_pairs
 from infra.serving import present_of
 from infra.settings import Settings
 from infra.workloads import LoadedWorkload
@@ -96,4 +96,4 @@ def judged_rows(stored: StoredBundle, *splits: Split) -> list[Row]:
         run = runs.load_run(db, stored.run_id)
     if run.dataset_version is None:
         return []
-    return [row for row in load_pairs(run.id, run.dataset_version, run.spec["metric"]) if row.split in splits]
+    return bundled_pairs(stored.bundle, run.id, run.dataset_version, run.spec["metric"], *splits)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, DateTime, Select, Table, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from domain.bundles import Bundle
 from domain.datasets import Split, cut_train
 from domain.errors import InputError, Place
 from domain.requests import Frame, Request
 from domain.workloads import TierName, Workload
-from infra.db.bundle_tables import BundleRow, PromotionRow
+from infra.db.bundle_tables import BundleRow, PromotionRow, TuningRow
 from infra.db.session import transaction
 from infra.db.store import datasets, runs
 from infra.db.store.writing import add
@@ -44,7 +44,17 @@ MANIFEST = "manifest.json"
 BATCH = 500
 LONGEST_LINE = 64 * 1024 * 1024
 """Characters of one row; a file from a stranger shall not fill the memory."""
-RUNS_OWN = (RunRowRow, RunDeploymentRow, AttemptRow, AnswerRow, OutcomeRow, QuarantinedRow, ScoreRow, PromotionRow)
+RUNS_OWN = (
+    RunRowRow,
+    RunDeploymentRow,
+    AttemptRow,
+    AnswerRow,
+    OutcomeRow,
+    QuarantinedRow,
+    ScoreRow,
+    PromotionRow,
+    TuningRow,
+)
 TABLES: dict[str, type[Base]] = {
     table.__tablename__: table
     for table in (
@@ -102,7 +112,8 @@ def _selections(db: Session, run_ids: list[str]) -> dict[str, Select[Any]]:
     prompts = {bundle[tier].prompt.hash for bundle in bundles for tier in TierName}
     asked = select(AttemptRow.request_hash).where(AttemptRow.run_id.in_(run_ids))
     answered = select(AnswerRow.request_hash).where(AnswerRow.run_id.in_(run_ids))
-    answers = CompletionRow.request_hash.in_(asked.union(answered)) | CompletionRow.request_hash.in_(
+    known = asked.union(answered, _behind_reused(run_ids))
+    answers = CompletionRow.request_hash.in_(known) | CompletionRow.request_hash.in_(
         _behind_priors(db, run_ids, bundles)
     )
     conditions: dict[type[Base], ColumnElement[bool]] = {
@@ -120,6 +131,20 @@ def _selections(db: Session, run_ids: list[str]) -> dict[str, Select[Any]]:
         name: select(_table(table)).where(conditions[table]).order_by(*_table(table).primary_key)
         for name, table in TABLES.items()
     }
+
+
+def _behind_reused(run_ids: list[str]) -> Select[str]:
+    """What was asked again, or for a signal, about rows of these runs wherever the same deployment answered them: an
+    answer that was taken over brings the last request that led to it and no other."""
+    ours, theirs = aliased(RunDeploymentRow), aliased(RunDeploymentRow)
+    a = AttemptRow
+    return (
+        select(a.request_hash)
+        .join(theirs, (theirs.run_id == a.run_id) & (theirs.tier == a.tier))
+        .join(ours, (ours.deployment == theirs.deployment) & (ours.tier == theirs.tier))
+        .join(AnswerRow, (AnswerRow.run_id == ours.run_id) & (AnswerRow.tier == ours.tier))
+        .where(ours.run_id.in_(run_ids), AnswerRow.record_key == a.record_key)
+    )
 
 
 def _behind_priors(db: Session, run_ids: list[str], bundles: list[Bundle]) -> set[str]:

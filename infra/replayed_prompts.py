@@ -10,6 +10,8 @@ from domain.confidences import LabelPrior
 from domain.datasets import Split, cut_train
 from domain.prompts import PromptVersion
 from domain.replays import Cause, Kind
+from domain.routers import Routing
+from domain.signals import asked_signals
 from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import datasets
@@ -17,7 +19,7 @@ from infra.db.store import replays as store
 from infra.db.store.datasets import StoredRecord
 from infra.db.store.replays import StoredPrompt
 from infra.replayed_rows import Setting
-from infra.rows import Deployment
+from infra.tiers import Deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def _compiled(setting: Setting, name: TierName, bundle: Bundle) -> Replayed:
 def _deployment(
     setting: Setting, name: TierName, bundle: Bundle, prompt: PromptVersion, prior: dict[str, float], *, max_reasks: int
 ) -> Deployment:
-    compiled = setting.run.kind == "optimize"
+    compiled, router = setting.run.kind == "optimize", setting.loaded.workload.router
+    routing = Routing() if compiled or name is not TierName.CHEAP else bundle.routing
     return Deployment(
         name=name,
         tier=setting.loaded.workload.tiers[name] if compiled else bundle[name].tier,
@@ -79,6 +82,9 @@ def _deployment(
         prior=LabelPrior(prior),
         schema=setting.loaded.schema,
         max_reasks=max_reasks,
+        signals=asked_signals(router, name) if compiled else routing.looked_at,
+        router=router if compiled else routing.router,
+        routing=routing,
     )
 
 

@@ -1,12 +1,13 @@
 """One tier's answer to one row, made again from the ledger and compared with the one on record."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import cast
 
 from pydantic import JsonValue
 
+from domain.errors import ModelError
 from domain.replays import Cause, Comparison, Kind
 from domain.requests import Completion, Request
 from infra.db.session import transaction
@@ -16,7 +17,7 @@ from infra.db.store.datasets import StoredRecord
 from infra.db.store.replays import StoredCompletion
 from infra.db.store.runs import RunRecord
 from infra.deciding import decide
-from infra.rows import Deployment
+from infra.tiers import Deployment
 from infra.workloads import LoadedWorkload
 
 
@@ -41,6 +42,13 @@ class Recording:
         if known is None:
             raise LedgerGap(request.hash)
         return known.completion
+
+    async def ask_further(self, request: Request) -> Completion:
+        """The same for a signal's own calls: what is not there was refused then, and the signal left out."""
+        try:
+            return await self.ask(request)
+        except LedgerGap as gap:
+            raise ModelError("it is not in the ledger") from gap
 
 
 @dataclass(slots=True)
@@ -72,6 +80,8 @@ class RowReplay:
     ) -> StoredAnswer:
         """The answer that the recorded completions lead to today; the recorded one where they are gone."""
         what = f"{deployment.name.value}, {row.record.record_id} ({row.record.place})"
+        if recorded.signals is None:
+            deployment = replace(deployment, signals=())  # none were read then: it is of a time before there were any
         rendered = _render(deployment, row)
         asked = known.get(recorded.request_hash)
         if asked is None or asked.request is None:
@@ -83,7 +93,14 @@ class RowReplay:
         except LedgerGap:
             return self._gap(what, recorded)
         try:
-            answer = await decide(deployment, row.key, first, completion, self.setting.recording.ask)
+            answer = await decide(
+                deployment,
+                row.key,
+                first,
+                completion,
+                self.setting.recording.ask,
+                ask_further=self.setting.recording.ask_further,
+            )
         except LedgerGap:
             if recorded.output is None and recorded.reasks > 0:
                 return self._gap(what, recorded)  # its re-ask was refused
@@ -138,10 +155,12 @@ class RowReplay:
             "request": answer.request_hash,
             "tokens": answer.tokens,
             "usd": answer.usd,
+            "signal_usd": cast(JsonValue, answer.signal_usd),
         }
 
     def _decision(self, answer: StoredAnswer) -> JsonValue:
-        return {"label": (answer.output or {}).get(self._decisive), "confidence": answer.confidence}
+        label = (answer.output or {}).get(self._decisive)
+        return {"label": label, "confidence": answer.confidence, "signals": cast(JsonValue, answer.signals)}
 
 
 def _render(deployment: Deployment, row: StoredRecord) -> Request | None:

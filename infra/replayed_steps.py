@@ -8,22 +8,28 @@ from pydantic import JsonValue
 
 from domain.bundles import Bundle, BundledTier, Lineage, gate, keeps, rendering
 from domain.cascades import Cascade, bundle_of, decide_cascade
+from domain.certificates import Use
 from domain.compiles import baseline_of
 from domain.datasets import Split
 from domain.figures import Row
-from domain.outcomes import Outcome, TierAnswer, Unanswered, settle_row
+from domain.outcomes import Outcome, TierAnswer, Unanswered, settle_row, skipped
 from domain.replays import Cause, Kind
+from domain.requests import Completion
 from domain.summaries import tuning_summary
+from domain.thresholds import tuning_share
 from domain.workloads import TierName
 from infra.db.session import transaction
+from infra.db.store import datasets, tunings
 from infra.db.store import replays as store
 from infra.db.store.answers import StoredAnswer, StoredScore
 from infra.db.store.datasets import StoredRecord
 from infra.db.store.replays import StoredCompletion
+from infra.pairs import fit_pairs, pair
 from infra.replayed_prompts import Replayed
 from infra.replayed_rows import RowReplay, Setting
-from infra.rows import Deployment
+from infra.routings import routings_of
 from infra.scoring import JUDGES_METRIC, judge_rows, score_row
+from infra.tiers import Deployment
 
 SETTLED_AT_ONCE = 1000
 
@@ -80,19 +86,21 @@ class RouteSteps:
 
     async def _settle(self, row: StoredRecord, page: Page) -> Outcome | Unanswered | None:
         """What becomes of a row; None when a tier that had to be asked never was."""
-        cheap = await self._answer(TierName.CHEAP, row, page) if self.threshold is not None else None
+        cheap = await self._cheap(row, page) if self.threshold is not None else None
         if self.threshold is not None and cheap is None:
             return None
         kept = cheap is not None and keeps(cheap.confidence, self.threshold)
         strong = None if kept else await self._answer(TierName.STRONG, row, page)
         if not kept and strong is None:
             return None
-        return settle_row(
-            row.key,
-            cheap.as_tier_answer() if cheap else None,
-            strong.as_tier_answer() if strong else None,
-            self.threshold,
-        )
+        return settle_row(row.key, cheap, strong.as_tier_answer() if strong else None, self.threshold)
+
+    async def _cheap(self, row: StoredRecord, page: Page) -> TierAnswer | None:
+        deployment = self.tiers[TierName.CHEAP].deployment
+        if row.key not in page.broken and deployment.skips(deployment.request(row)):
+            return skipped()
+        answer = await self._answer(TierName.CHEAP, row, page)
+        return answer.as_tier_answer() if answer else None
 
     async def _answer(self, tier: TierName, row: StoredRecord, page: Page) -> StoredAnswer | None:
         return await _answer(self.setting, self.tiers[tier], row, page)
@@ -126,8 +134,7 @@ class OptimizeSteps:
             sides: dict[TierName, tuple[TierAnswer, float]] = {}
             for tier in TierName:
                 sides[tier] = await self._side(tier, row, page)
-            (cheap, cheap_quality), (strong, strong_quality) = sides[TierName.CHEAP], sides[TierName.STRONG]
-            self.pairs.append(Row(row.key, row.record.split, cheap, strong, cheap_quality, strong_quality))
+            self.pairs.append(pair(row, self.tiers[TierName.CHEAP].deployment.prompt, sides))
         self.opinions |= {key: score for key, score in page.scores.items() if key[2] == JUDGES_METRIC}
 
     async def _side(self, tier: TierName, row: StoredRecord, page: Page) -> tuple[TierAnswer, float]:
@@ -149,7 +156,7 @@ class OptimizeSteps:
         """The judge's opinions, the certificate, the bundle, the gate and every outcome."""
         await self._judge()
         workload = self.setting.loaded.workload
-        cascade = decide_cascade(self.pairs, workload.target)
+        cascade = self._decide()
         self._compare_tuning(cascade)
         # What the servers said at that moment is on record and nowhere else.
         void = self.setting.run.summary.get("void", [])
@@ -168,6 +175,20 @@ class OptimizeSteps:
             for decided in some:
                 _compare_outcome(self.setting, decided.key, stored.get(decided.key), decided, cause)
         _compare_settled(self.setting, len(cascade.settled))
+
+    def _decide(self) -> Cascade:
+        loaded, run = self.setting.loaded, self.setting.run
+        with transaction() as db:
+            train = datasets.load_records(db, run.dataset_version or "", Split.TRAIN)
+            number = tunings.load_tuning(db, run.id) or 1
+        deployed = {name: tier.deployment for name, tier in self.tiers.items()}
+        workload, fit = loaded.workload, fit_pairs(loaded, train, deployed, self._known)
+        routings = routings_of(workload, fit, unseen=[row.key for row in self.pairs])
+        use = Use(number, tuning_share(workload.target.spend, number))
+        return decide_cascade(self.pairs, workload.target, decisive=workload.decisive, routings=routings.ways, use=use)
+
+    def _known(self, hashes: set[str]) -> dict[str, Completion]:
+        return {key: found.completion for key, found in self.setting.recording.completions(hashes).items()}
 
     async def _judge(self) -> None:
         """Every opinion that is on record or comes out today."""
@@ -190,7 +211,7 @@ class OptimizeSteps:
         verdict = cast(JsonValue, cascade.tuned.verdict.model_dump(mode="json"))
         recorded = cast(JsonValue, self.bundle.certificate.model_dump(mode="json"))
         seen.same(Kind.CERTIFICATE, "the certificate", recorded, verdict, cause=cause)
-        figures = tuning_summary(cascade.tuned, cascade.figures)
+        figures = tuning_summary(cascade)
         seen.same(Kind.FIGURES, "the figures", {name: run.summary.get(name) for name in figures}, figures, cause=cause)
         deployed = {name: tier.deployment for name, tier in self.tiers.items()}
         parts = {name: _bundled(deployment, self.bundle[name]) for name, deployment in deployed.items()}

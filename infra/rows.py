@@ -6,31 +6,25 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 
-from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
-from domain.answers import Answer, settle
 from domain.bundles import keeps
-from domain.canonical import digest
-from domain.confidences import LabelPrior
 from domain.errors import ModelUnavailable
 from domain.ledgers import Stage
-from domain.prompts import PromptVersion
-from domain.requests import Completion, Frame, Request, row_frame
-from domain.schemas import OutputSchema
-from domain.workloads import Tier, TierName
+from domain.workloads import TierName
+from infra.conversations import answer_further, load_wrong, reask
 from infra.db.session import retried
 from infra.db.store import answers as answer_store
-from infra.db.store import calls as call_store
 from infra.db.store import paging
 from infra.db.store.answers import StoredAnswer
 from infra.db.store.datasets import StoredRecord
-from infra.deciding import decide, stored_answer
-from infra.llm.ledgered import Answered, Call, Ledgered, open_ledgered
+from infra.deciding import reached_at_once, refused_answer, skipped_answer, stored_answer
+from infra.llm.ledgered import Answered, Call, open_ledgered
 from infra.progress import Progress
 from infra.settings import Settings
+from infra.tiers import Deployment
 
 PAGE_ROWS = 500
 """Rows that are read, looked up and sent together."""
@@ -38,37 +32,6 @@ PAGE_KEYS = 5_000
 """Rows that are found, and taken over from earlier runs, together: of these only the keys are read."""
 ALL_ROWS = 10_000_000
 """A page for engines that answer many together: a round of re-asks is one batch, whatever its size."""
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """One tier as it answers rows: model, prompt, prior, schema with its code, and re-ask rule."""
-
-    name: TierName
-    tier: Tier
-    prompt: PromptVersion
-    prior: LabelPrior
-    schema: OutputSchema
-    max_reasks: int
-    code: str = ""
-
-    @cached_property
-    def frame(self) -> Frame:
-        """What all requests have in common."""
-        return row_frame(self.prompt.opening(), tier=self.tier, schema=self.schema)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over everything that an answer and its price depend on beside the row; a changed renderer changes it
-        too."""
-        probe = Request(self.frame, self.prompt.question(dict.fromkeys(self.prompt.input_fields, "probe")))
-        means: dict[str, JsonValue] = {**self.prior.means}
-        prices: JsonValue = self.tier.usd_per_million.model_dump(mode="json")
-        return digest([probe.hash, means, self.schema.decisive, self.max_reasks, self.code, prices])
-
-    def request(self, row: StoredRecord) -> Request:
-        """Exactly what is sent for a row."""
-        return Request(self.frame, self.prompt.question(row.record.inputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +115,7 @@ async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
                 progress.advance(len(page) - len(left))
                 for first in range(0, len(left), PAGE_ROWS):
                     records = await asyncio.to_thread(_load_records, rows, left[first : first + PAGE_ROWS])
-                    yield [Call(deployment.request(record), record.key) for record in records]
+                    yield await asyncio.to_thread(_asked, deployment, rows, records, progress)
 
     with _calm_collector():
         async with open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered:
@@ -161,29 +124,40 @@ async def generate(deployment: Deployment, rows: Rows, *, settings: Settings, pr
 
 
 async def validate(deployment: Deployment, rows: Rows, *, settings: Settings, progress: Progress) -> Tally:
-    """Re-ask through Instructor, about every row whose answer failed its schema, and store what it comes to."""
+    """Re-ask through Instructor, about every row whose answer failed its schema, and store what it comes to.
+
+    Where signals need further answers, those of every valid answer are asked here too, and it is stored with them.
+    Raises as `generate` does.
+    """
     tally = Tally()
     if await asyncio.to_thread(rows.first_open, deployment.name) >= rows.last:
         return tally
-    async with (
-        open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered,
-        aclosing(_pages(deployment, rows, limit=PAGE_ROWS if ledgered.online else ALL_ROWS)) as pages,
-    ):
-        async for page in pages:
-            wrong = await asyncio.to_thread(_load_wrong, deployment, rows, page)
-            asking = [asyncio.ensure_future(_reask(ledgered, deployment, *item)) for item in wrong]
-            try:
-                for finished in asyncio.as_completed(asking):
-                    stored = await finished
-                    tally.reasks += stored.reasks
-                    tally.failed += stored.failed is not None
-                    await asyncio.to_thread(_save, rows.run_id, [stored])
-                    progress.advance()
-                    await asyncio.to_thread(progress.say)
-            finally:
-                for task in asking:
-                    task.cancel()
-                await asyncio.gather(*asking, return_exceptions=True)
+
+    def keep(stored: Sequence[StoredAnswer]) -> None:
+        _save(rows.run_id, stored)
+        tally.failed += sum(answer.failed is not None for answer in stored)
+        progress.advance(len(stored))
+        progress.say()
+
+    async with open_ledgered(rows.run_id, deployment.name, deployment.tier, settings) as ledgered:
+        limit = PAGE_ROWS if ledgered.online else ALL_ROWS
+        async with aclosing(_pages(deployment, rows, limit=limit)) as pages:
+            async for page in pages:
+                wrong = await asyncio.to_thread(load_wrong, deployment, rows, page)
+                asking = [asyncio.ensure_future(reask(ledgered, deployment, first)) for first in wrong]
+                try:
+                    for finished in asyncio.as_completed(asking):
+                        first, reached = await finished
+                        tally.reasks += reached.reasks
+                        if not (deployment.asks_further and reached.answer.valid):
+                            await asyncio.to_thread(keep, [stored_answer(deployment, first.key, reached)])
+                finally:
+                    for task in asking:
+                        task.cancel()
+                    await asyncio.gather(*asking, return_exceptions=True)
+        if deployment.asks_further:
+            left = partial(_pages, deployment, rows, limit=PAGE_KEYS)
+            await answer_further(ledgered, deployment, rows, left, keep=keep)
     return tally
 
 
@@ -231,6 +205,18 @@ def _load_records(rows: Rows, keys: Sequence[str]) -> list[StoredRecord]:
     return retried(lambda db: paging.load_records(db, rows.version, keys))
 
 
+def _asked(deployment: Deployment, rows: Rows, records: Sequence[StoredRecord], progress: Progress) -> list[Call]:
+    """The calls that rows need; those that skip this tier are settled at once."""
+    calls = [Call(deployment.request(record), record.key) for record in records]
+    if deployment.routing.straight_from is None:
+        return calls
+    skipped = [call for call in calls if deployment.skips(call.request)]
+    if skipped:
+        _save(rows.run_id, [skipped_answer(deployment, call.record_key, call.request) for call in skipped])
+        progress.advance(len(skipped))
+    return [call for call in calls if not deployment.skips(call.request)]
+
+
 def _note_deployment(run_id: str, deployment: Deployment) -> None:
     retried(lambda db: paging.note_deployment(db, run_id, deployment.name, deployment.fingerprint))
 
@@ -240,36 +226,13 @@ def _settled(deployment: Deployment, batch: Iterable[Answered]) -> Iterator[Stor
     for answered in batch:
         completion, call = answered.completion, answered.call
         if completion is not None:
-            answer = settle(completion, deployment.schema, deployment.prior)
-            if answer.valid:
-                used = [completion.usage]
-                yield stored_answer(deployment, call.record_key, call.request.hash, answer, reasks=0, used=used)
+            if not deployment.asks_further:
+                reached = reached_at_once(deployment, call.request, completion)
+                if reached.answer.valid:
+                    yield stored_answer(deployment, call.record_key, reached)
         elif answered.error is not None and not isinstance(answered.error, ModelUnavailable):
-            failed = Answer(output=None, confidence=None, reason=f"not answered: {answered.error.message}")
-            yield stored_answer(deployment, call.record_key, call.request.hash, failed, reasks=0, used=[])
-
-
-def _load_wrong(
-    deployment: Deployment, rows: Rows, page: Sequence[paging.Unanswered]
-) -> list[tuple[str, Request, Completion]]:
-    """The completions of a page's rows; each of them failed its schema."""
-
-    def work(db: Session) -> list[tuple[str, Request, Completion]]:
-        records = paging.load_records(db, rows.version, [row.key for row in page])
-        requests = {row.key: deployment.request(row) for row in records}
-        known = call_store.load_completions(db, {request.hash for request in requests.values()})
-        return [(key, request, known[request.hash]) for key, request in requests.items()]
-
-    return retried(work)
-
-
-async def _reask(
-    ledgered: Ledgered, deployment: Deployment, key: str, request: Request, completion: Completion
-) -> StoredAnswer:
-    async def ask(again: Request) -> Completion:
-        return await ledgered.ask(Call(again, key), stage=Stage.REASK)
-
-    return await decide(deployment, key, request, completion, ask)
+            reason = f"not answered: {answered.error.message}"
+            yield refused_answer(deployment, call.record_key, call.request.hash, reason)
 
 
 def _save(run_id: str, answers: Sequence[StoredAnswer]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from domain.canonical import canonical
-from domain.scores import grade
+from domain.scores import field_scores, grade
 from domain.workloads import TierName
 from infra.db.store.answers import StoredAnswer, StoredScore
 from infra.db.store.datasets import StoredRecord
@@ -12,6 +12,8 @@ from infra.llm.transport import Ask
 from infra.workloads import LoadedWorkload
 
 JUDGES_METRIC = "llm_judge"
+FIELD_METRIC = "field:"
+"""What the names of single fields' scores begin with."""
 
 
 def score_row(loaded: LoadedWorkload, row: StoredRecord, answer: StoredAnswer) -> StoredScore:
@@ -25,6 +27,18 @@ def score_row(loaded: LoadedWorkload, row: StoredRecord, answer: StoredAnswer) -
         label=graded.label,
         explanation=graded.explanation,
     )
+
+
+def score_fields(row: StoredRecord, answer: StoredAnswer) -> list[StoredScore]:
+    """The scores of each gold field by itself, where there are several; an answer that stayed invalid has 0."""
+    gold = row.record.gold or {}
+    if len(gold) < 2:
+        return []
+    values = field_scores(gold, answer.output or {}) if answer.output is not None else dict.fromkeys(gold, 0.0)
+    return [
+        StoredScore(record_key=row.key, tier=answer.tier, metric=f"{FIELD_METRIC}{field}"[:64], value=value)
+        for field, value in values.items()
+    ]
 
 
 async def judge_rows(

@@ -123,6 +123,7 @@ def _tuning(console: Console, run: RunRecord) -> None:
     console.print(
         f"  valid {test['valid_rate']:.1%}   escalated {test['escalation_rate']:.1%}   AUROC of the confidence {auroc}"
     )
+    _signals(console, run.summary)
     console.print(f"  {escape(summaries.verdict_line(verdict_of(run.summary)))}")
     if promise := run.summary["verdict"].get("promise"):
         console.print(f"  [dim]{escape(promise)}[/]")
@@ -132,6 +133,22 @@ def _tuning(console: Console, run: RunRecord) -> None:
             f"  {'champion' if run.summary['promoted'] else f'challenger only: {escape(why)}'}"
             f"   bundle {(run.bundle_hash or '')[:12]}"
         )
+
+
+def _signals(console: Console, summary: dict[str, Any]) -> None:
+    """How well each signal tells right from wrong; of declared ones what a cascade by them was certified to cost."""
+    if not summary.get("signals"):
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("  signal", "AUROC", "AURC", "USD / 1,000 rows of its own", "certified cascade"):
+        table.add_column(heading)
+    for name, told in sorted(summary["signals"].items()):
+        verdict = "" if "certified" not in told else "not certified"
+        if told.get("certified"):
+            verdict = f"${1000 * told['usd']:.4f}" + ("  chosen" if name == summary["verdict"]["signal"] else "")
+        figures = ("-" if told[figure] is None else f"{told[figure]:.3f}" for figure in ("auroc", "aurc"))
+        table.add_row(f"  {name}", *figures, f"${1000 * told['usd_per_row']:.4f}", verdict)
+    console.print(table)
 
 
 def _routing(console: Console, run: RunRecord) -> None:
@@ -144,6 +161,14 @@ def _routing(console: Console, run: RunRecord) -> None:
     if "saving" in figures:
         line += f"   all-strong ${figures['usd_per_1000_all_strong']:.4f}, saved {figures['saving']:.1%}"
     console.print(line)
+    if "valid_rate" in figures:
+        straight = f"   straight to strong {figures['straight_to_strong']}" if figures["straight_to_strong"] else ""
+        console.print(
+            f"  valid {figures['valid_rate']:.1%}   escalated {figures['escalation_rate']:.1%}{straight}"
+            + "".join(
+                f"   {tier} p50 {s['p50']:.2f} s, p95 {s['p95']:.2f} s" for tier, s in figures["latency_s"].items()
+            )
+        )
 
 
 def check(console: Console, settings: Settings, run_id: str | None, *, as_json: bool) -> bool:

@@ -113,7 +113,7 @@ def _print_parts(console: Console, stored: StoredBundle, summary: Json) -> None:
             f"${tier.usd_per_million.input:g} in, ${tier.usd_per_million.output:g} out per million"
         )
     lineage = bundle.lineage
-    console.print(f"  signal       {bundle.signal} of {escape(bundle.decisive)}, re-asks {bundle.max_reasks}")
+    console.print(f"  signal       {bundle.routing.signal} of {escape(bundle.decisive)}, re-asks {bundle.max_reasks}")
     console.print(
         f"  lineage      run {(stored.run_id or 'none: imported')[:SHORT]}  {_when(stored.created_at)}  workload "
         f"{lineage.workload_hash[:SHORT]}  dataset {lineage.dataset_version[:SHORT]}  "

@@ -5,7 +5,8 @@ from dataclasses import replace
 from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import bundles
-from infra.rows import Deployment, Rows
+from infra.rows import Rows
+from infra.tiers import Deployment
 from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef
 from tasks.running import bundled_deployment, compiled_deployment, load_for
 

@@ -17,7 +17,7 @@ from infra.db.store.evidence import load_evidence
 from infra.evidence import experiment_rows, span_sample
 from infra.llm.ledgered import Call, open_ledgered
 from infra.progress import Progress
-from infra.scoring import judge_rows, score_row
+from infra.scoring import judge_rows, score_fields, score_row
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload
 from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef, ScoredRef
@@ -32,9 +32,10 @@ def score_tier(run: RunRef, data: DatasetRef, prompt: PromptRef, _validated: lis
         rows = datasets.load_records(db, data.version, *JUDGED)
         given = answers.load_answers(db, run.run_id, prompt.tier)
     scores = [score_row(loaded, row, given[row.key]) for row in rows]
+    fields = [score for row in rows for score in score_fields(row, given[row.key])]
     judged = asyncio.run(_judge(run, loaded, prompt.tier, rows, given)) if loaded.workload.judge.enabled else []
     with transaction() as db:
-        answers.save_scores(db, run.run_id, [*scores, *judged])
+        answers.save_scores(db, run.run_id, [*scores, *fields, *judged])
     mean = sum(score.value for score in scores) / len(scores) if scores else 0.0
     with step(run, f"evaluate-{prompt.tier.value}") as step_id:
         tracking.log(step_id, params={}, metrics={"quality": mean, "rows": len(scores), "judged": len(judged)})

@@ -12,7 +12,7 @@ from infra import registry, tracking
 from infra.aliasing import os_user
 from infra.db.session import transaction
 from infra.db.store import audits, bundles, promotions, runs
-from infra.pairs import load_pairs
+from infra.pairs import bundled_pairs
 from infra.serving import present_of
 from infra.settings import load_settings
 from tasks.references import BundleRef, DatasetRef, RunRef, TunedRef
@@ -27,7 +27,7 @@ def promote_bundle(run: RunRef, data: DatasetRef, tuned: TunedRef) -> BundleRef:
     with transaction() as db:
         bundle = bundles.load_bundle(db, tuned.bundle_hash)
         alarms = audits.alarms(db, bundle.hash)
-    test = [row for row in load_pairs(run.run_id, data.version, workload.metric) if row.split is Split.TEST]
+    test = bundled_pairs(bundle, run.run_id, data.version, workload.metric, Split.TEST)
     figures, loss = figures_of(test, bundle.threshold), loss_of(test, bundle.threshold, workload.target)
     void = examine(bundle, present_of(loaded, settings, run.engine), alarms).reasons
     verdict = gate(bundle.certificate, figures, loss, workload.target, void=void)

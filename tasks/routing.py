@@ -1,13 +1,19 @@
 """Route: which bundle answers, and what became of every row."""
 
-from prefect import get_run_logger, task
+from typing import cast
 
+from prefect import get_run_logger, task
+from pydantic import JsonValue
+
+from domain.batches import batch_summary
+from domain.certificates import Certificate
 from domain.outcomes import settle_row
-from domain.summaries import batch_summary, void_line
+from domain.summaries import void_line
 from domain.validities import examine
 from infra import tracking
 from infra.db.session import transaction
 from infra.db.store import answers, audits, bundles, paging, runs
+from infra.db.store.batches import batch_figures
 from infra.serving import present_of
 from infra.settings import load_settings
 from tasks.chunking import threshold_of
@@ -59,10 +65,18 @@ def summarise_batch(run: RunRef, bundle: BundleRef, _settled: list[ChunkRef]) ->
     """Write down what the batch cost and saved against all-strong."""
     threshold = threshold_of(bundle)
     with transaction() as db:
-        summary = batch_summary(answers.batch_figures(db, run.run_id), threshold)
+        certificate = bundles.load_bundle(db, bundle.bundle_hash).certificate
+        usual = certificate.cost_all_strong if isinstance(certificate, Certificate) else certificate.cost
+        summary = batch_summary(batch_figures(db, run.run_id), threshold, usual_strong_usd=usual)
         runs.add_summary(db, run.run_id, summary)
     with step(run, "route") as step_id:
-        metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
+        metrics = {key: value for key, value in summary.items() if isinstance(value, float)} | _latencies(summary)
         tracking.log(step_id, params={"bundle": bundle.bundle_hash}, metrics=metrics)
         tracking.log(run.tracking_id, params={}, metrics=metrics)
     return bundle
+
+
+def _latencies(summary: dict[str, JsonValue]) -> dict[str, float]:
+    """Seconds by tier and quantile, under names that a tracking store can plot."""
+    found = cast(dict[str, dict[str, float]], summary["latency_s"])
+    return {f"latency_{name}_{q}_s": found[name][q] for name in found for q in ("p50", "p95")}

@@ -26,6 +26,8 @@ from domain.errors import (
     WorkloadError,
 )
 from domain.ledgers import Meter
+from domain.routers import Routing
+from domain.signals import asked_signals
 from domain.workloads import EngineName, TierName
 from infra import leases, reporting, tracking
 from infra.db.session import transaction
@@ -233,12 +235,15 @@ def compiled_deployment(loaded: LoadedWorkload, prompt: PromptRef) -> Deployment
         schema=loaded.schema,
         max_reasks=loaded.workload.max_reasks,
         code=loaded.code,
+        signals=asked_signals(loaded.workload.router, prompt.tier),
+        router=loaded.workload.router,
     )
 
 
 def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload, *, void: bool = False) -> Deployment:
     """A tier as a bundle deploys it; once its certificate is void, with the model that the workload names today."""
     part, today = bundle[name], loaded.workload.tiers[name]
+    routing = bundle.routing if name is TierName.CHEAP else Routing()
     return Deployment(
         name=name,
         tier=today if void else part.tier.answered_like(today),
@@ -247,6 +252,9 @@ def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload, *
         schema=loaded.schema,
         max_reasks=bundle.max_reasks,
         code=loaded.code,
+        signals=routing.looked_at,
+        router=routing.router,
+        routing=routing,
     )
 
 

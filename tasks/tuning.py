@@ -3,17 +3,22 @@
 from prefect import get_run_logger, task
 
 from domain.bundles import BundledTier, Lineage, rendering
-from domain.cascades import Cascade, bundle_of, decide_cascade
+from domain.cascades import Cascade, bundle_of, decide_cascade, evidence_of
+from domain.certificates import Use
 from domain.compiles import baseline_of
+from domain.datasets import Split
+from domain.requests import Completion
 from domain.summaries import figure_metrics, tuning_summary, verdict_line
+from domain.thresholds import tuning_share
 from domain.workloads import Target, TierName
 from infra import tracking
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, runs
+from infra.db.store import answers, bundles, calls, datasets, runs, tunings
 from infra.figures import Anchor, cost_quality_curve
-from infra.pairs import load_pairs
-from infra.rows import Deployment
+from infra.pairs import fit_pairs, load_pairs
+from infra.routings import routings_of
 from infra.serving import served_answers
+from infra.tiers import Deployment
 from tasks.chunking import deployment_of
 from tasks.references import DatasetRef, PromptRef, RunRef, ScoredRef, TunedRef
 from tasks.running import is_retryable, load_for, step
@@ -23,25 +28,46 @@ from tasks.running import is_retryable, load_for, step
 def tune_router(run: RunRef, data: DatasetRef, prompts: list[PromptRef], _scored: list[ScoredRef]) -> TunedRef:
     """Choose the threshold on the calibration rows, look at it on the test rows, and make the bundle."""
     loaded = load_for(run)
-    rows = load_pairs(run.run_id, data.version, loaded.workload.metric)
-    cascade = decide_cascade(rows, loaded.workload.target)
+    workload, target = loaded.workload, loaded.workload.target
     deployed = {prompt.tier: deployment_of(run, prompt, prompt.tier) for prompt in prompts}
+    rows = load_pairs(run.run_id, data.version, workload.metric, deployed[TierName.CHEAP].prompt)
+    with transaction() as db:
+        train = datasets.load_records(db, data.version, Split.TRAIN)
+    routings = routings_of(workload, fit_pairs(loaded, train, deployed, _known), unseen=[row.key for row in rows])
+    use = _use(run, data, evidence_of(rows, target, routings.ways, decisive=workload.decisive), target)
+    cascade = decide_cascade(rows, target, decisive=workload.decisive, routings=routings.ways, use=use)
     tiers = {name: _bundled(run, name, deployment) for name, deployment in deployed.items()}
     lineage = Lineage(
         workload_hash=run.workload_hash,
         dataset_version=data.version,
         calibration_rows=data.calibration,
-        baseline=baseline_of(loaded.workload, loaded.schema).hash,
+        baseline=baseline_of(workload, loaded.schema).hash,
     )
-    bundle = bundle_of(cascade, loaded.workload, loaded.schema, tiers, lineage)
+    bundle = bundle_of(cascade, workload, loaded.schema, tiers, lineage)
     with transaction() as db:
         bundles.save_bundle(db, bundle, run_id=run.run_id)
         runs.change_run(db, run.run_id, bundle_hash=bundle.hash)
-        runs.add_summary(db, run.run_id, tuning_summary(cascade.tuned, cascade.figures))
+        runs.add_summary(db, run.run_id, tuning_summary(cascade))
         answers.save_settled(db, run.run_id, data.version, cascade.settled)
-    _track(run, cascade, loaded.workload.target)
-    get_run_logger().info(verdict_line(cascade.tuned.verdict))
+    _track(run, cascade, target)
+    for line in (*routings.notes, verdict_line(cascade.tuned.verdict)):
+        get_run_logger().info("%s", line)
     return TunedRef(bundle_hash=bundle.hash, certified=cascade.threshold is not None)
+
+
+def _use(run: RunRef, data: DatasetRef, evidence: str, target: Target) -> Use:
+    """Which use of these calibration rows this is; it is on record before anybody sees what comes of it."""
+    where = {"workload": run.workload, "version": data.version, "evidence": evidence}
+    with transaction() as db:
+        number = tunings.tuning_number(db, run.run_id, **where)
+        share = tuning_share(target.spend, number)
+        tunings.save_tuning(db, run.run_id, **where, number=number, delta=target.delta * share)
+    return Use(number, share)
+
+
+def _known(hashes: set[str]) -> dict[str, Completion]:
+    with transaction() as db:
+        return calls.load_completions(db, hashes)
 
 
 def _bundled(run: RunRef, name: TierName, deployed: Deployment) -> BundledTier:
@@ -58,7 +84,7 @@ def _bundled(run: RunRef, name: TierName, deployed: Deployment) -> BundledTier:
 
 def _track(run: RunRef, cascade: Cascade, target: Target) -> None:
     """The curve goes to MLflow as figure and as JSON, the figures as metrics."""
-    tuned, threshold, metrics = cascade.tuned, cascade.threshold, figure_metrics(cascade.figures)
+    tuned, threshold, metrics = cascade.tuned, cascade.threshold, figure_metrics(cascade)
     png = cost_quality_curve(
         tuned.curve,
         threshold=threshold,
@@ -68,7 +94,9 @@ def _track(run: RunRef, cascade: Cascade, target: Target) -> None:
         title=f"{run.workload}: cost and quality of the cascade",
     )
     with step(run, "tune") as step_id:
-        tracking.log(step_id, params={"threshold": str(threshold)}, metrics=metrics)
+        tracking.log(
+            step_id, params={"threshold": str(threshold), "signal": cascade.routing.signal.value}, metrics=metrics
+        )
         tracking.log_figure(step_id, "cost-quality", png)
         tracking.log_json(step_id, "curve", [point.model_dump(mode="json") for point in tuned.curve])
     tracking.log(run.tracking_id, params={}, metrics=metrics)

@@ -5,17 +5,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import sha256
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.llm.scripted_asks import Ask, JsonSchema
 from infra.llm.scripted_faults import CUTTING, SPOILING, Fault, Kind, Regex, draw, spoil
 
 CREATED = 1_700_000_000  # constant: the same request gets the same bytes
 Factor = Annotated[float, Field(gt=0)]
-_COUNTED = re.compile(r"\w+|[^\w\s]")
 _PIECE = re.compile(r"\s*\w+|\s*[^\w\s]+|\s+")
 
 
@@ -51,105 +52,6 @@ class Script(BaseModel):
         return "fp_" + sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
-class JsonSchema(BaseModel):
-    """The part of JSON Schema that the fake model can answer."""
-
-    enum: list[str | bool | int | float | None] | None = None
-    const: str | bool | int | float | None = None
-    type: str | list[str] | None = None
-    properties: dict[str, "JsonSchema"] = {}
-    any_of: list["JsonSchema"] = Field(default=[], alias="anyOf")
-    ref: str = Field(default="", alias="$ref")
-    defs: dict[str, "JsonSchema"] = Field(default={}, alias="$defs")
-
-    def resolved(self, defs: Mapping[str, "JsonSchema"]) -> "JsonSchema":
-        """Follow references, and take the first branch of a union."""
-        if self.ref:
-            return defs[self.ref.rpartition("/")[2]].resolved(defs)
-        return self.any_of[0].resolved(defs) if self.any_of else self
-
-    def literals(self) -> list[str]:
-        """The values to choose from, as JSON; empty when the field is free."""
-        both = [True, False] if self.type == "boolean" else []
-        values = self.enum or both or ([] if self.const is None else [self.const])
-        return [json.dumps(value, ensure_ascii=False) for value in values]
-
-
-class _NamedSchema(BaseModel):
-    body: JsonSchema = Field(alias="schema")
-
-
-class _ResponseFormat(BaseModel):
-    json_schema: _NamedSchema | None = None
-
-
-class _Part(BaseModel):
-    text: str = ""
-
-
-class Message(BaseModel):
-    """One turn."""
-
-    role: str
-    content: str | list[_Part] | None = None
-
-    def text(self) -> str:
-        """The turn's text, of all its parts."""
-        parts = self.content or ""
-        return parts if isinstance(parts, str) else "".join(part.text for part in parts)
-
-
-class _Structured(BaseModel):
-    choice: list[str] | None = None
-    json_: JsonSchema | None = Field(default=None, alias="json")
-
-
-class Ask(BaseModel):
-    """One chat request, as far as the fake model reads it; what it does not know it ignores, like vLLM."""
-
-    model: str
-    messages: list[Message] = Field(min_length=1)
-    response_format: _ResponseFormat | None = None
-    structured_outputs: _Structured | None = None
-    logprobs: bool = False
-    top_logprobs: int = Field(default=0, ge=0, le=20)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    n: int = Field(default=1, ge=1, le=1)
-    stream: Literal[False] | None = None
-
-    def limit(self) -> int:
-        """The most tokens to write."""
-        return self.max_completion_tokens or self.max_tokens or 256
-
-    def users(self) -> list[str]:
-        """The user messages' texts, in order."""
-        return [message.text() for message in self.messages if message.role == "user"]
-
-    def wanted_schema(self) -> JsonSchema | None:
-        """The schema to follow, if any."""
-        if self.response_format is not None and self.response_format.json_schema is not None:
-            return self.response_format.json_schema.body
-        return None if self.structured_outputs is None else self.structured_outputs.json_
-
-    def choices(self) -> list[str]:
-        """The bare texts to choose from, if any."""
-        return (self.structured_outputs and self.structured_outputs.choice) or []
-
-    def piece_counts(self) -> list[int]:
-        """Prompt tokens of each message, the chat template's included."""
-        return [3 + _count(message.text()) for message in self.messages]
-
-    def prompt(self) -> str:
-        """The whole conversation as one text."""
-        return "\n".join(f"<{message.role}>{message.text()}" for message in self.messages)
-
-
-@lru_cache(maxsize=4096)
-def _count(text: str) -> int:
-    return len(_COUNTED.findall(text))
-
-
 @dataclass(frozen=True, slots=True)
 class _Token:
     text: str
@@ -183,8 +85,8 @@ def label_odds(script: Script, *, row: str, labels: Sequence[str]) -> dict[str, 
 class _Writer:
     """Writes one answer as tokens; punctuation between two values becomes a single token, as in real tokenizers."""
 
-    def __init__(self, script: Script, row: str) -> None:
-        self.script, self.row = script, row
+    def __init__(self, script: Script, ask: Ask, row: str) -> None:
+        self.script, self.ask, self.row = script, ask, row
         self.tokens: list[_Token] = []
         self.glued = False
 
@@ -227,14 +129,22 @@ class _Writer:
     def label(self, written: Mapping[str, str], *, quote: str) -> None:
         """Choose one of the labels, given with the way each is written."""
         odds = label_odds(self.script, row=self.row, labels=list(written))
+        best = self._sampled(odds) if self.ask.temperature else max(odds, key=lambda label: odds[label])
+        shares = {written[label]: odds[label] for label in written}
         self.glue(quote)
-        self.emit(*_label_tokens({written[label]: odds[label] for label in written}, size=self.script.token_chars))
+        self.emit(*_label_tokens(shares, best=written[best], size=self.script.token_chars))
         self.glue(quote)
 
+    def _sampled(self, odds: Mapping[str, float]) -> str:
+        """A label by its odds at the temperature asked for: the same seed draws the same one."""
+        weights = [share ** (1 / self.ask.temperature) for share in odds.values()]
+        at = draw(self.script.seed, "sample", self.ask.seed, self.row) * sum(weights)
+        reached = zip(odds, accumulate(weights), strict=True)
+        return next((label for label, so_far in reached if at < so_far), [*odds][-1])
 
-def _label_tokens(shares: Mapping[str, float], *, size: int | None) -> list[_Token]:
-    """The likeliest text in tokens; each token's alternatives are those of the labels still possible there."""
-    best = max(shares, key=lambda text: shares[text])
+
+def _label_tokens(shares: Mapping[str, float], *, best: str, size: int | None) -> list[_Token]:
+    """One of the texts in tokens; each token's alternatives are those of the labels still possible there."""
     size = size or max(map(len, shares))
     tokens: list[_Token] = []
     for start in range(0, len(best), size):
@@ -283,7 +193,7 @@ class Answer:
 
 def answer(script: Script, ask: Ask, *, row: str, spoiled: Kind | None, cached_tokens: int) -> Answer:
     """What the fake model answers to this row, spoiled or not."""
-    writer = _Writer(script, row)
+    writer = _Writer(script, ask, row)
     schema = ask.wanted_schema()
     if schema is not None:
         writer.value(schema, schema.defs)

@@ -33,9 +33,10 @@ from infra.llm.engines import base_urls
 from infra.llm.ledgered import Call, open_ledgered
 from infra.llm.scripted import Fault, Rule, Script, ScriptedServer
 from infra.progress import Progress
-from infra.rows import Deployment, Rows, Tally
+from infra.rows import Rows, Tally
 from infra.settings import Settings, load_settings
 from infra.snapshots import take_snapshot
+from infra.tiers import Deployment
 from tests.integration.begun_runs import open_run
 
 pytestmark = pytest.mark.timeout(120)

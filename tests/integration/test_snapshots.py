@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,18 @@ def test_a_run_takes_its_rows_without_gaps_in_the_snapshots_order_and_the_bad_on
     assert [row.record for row in stored] == rows
     assert [row.record for row in page] == judged[2:4]
     assert (refused.record_key, refused.place, refused.reason) == (bad.key, bad.place, bad.reason)
-    assert version == version_hash((row.key for row in rows), [bad.key])
+    assert version == version_hash((row.key + row.split for row in rows), [bad.key])
+
+
+def test_the_same_rows_in_other_splits_are_another_version(ledger: str) -> None:
+    rows = list(some(8))
+    _, version, _ = take(rows)
+    moved = [replace(row, split=Split.TEST) for row in rows]
+    run_id, other, new = take(moved)
+    assert (other != version, new) == (True, True)
+    with transaction() as db:
+        assert datasets.split_sizes(db, other) == {Split.TEST: 8}
+    assert take(moved, run_id=run_id)[1] == other
 
 
 def test_the_same_rows_are_one_version_and_stored_once_and_each_run_has_its_own(ledger: str) -> None:

@@ -14,7 +14,7 @@ from domain.confidences import FloatArray
 from domain.intervals import gap_interval, mean_interval
 from domain.losses import BERNSTEIN, BETTING_ROWS, EXACT
 from domain.shortfalls import least_rows
-from domain.thresholds import HIGHEST, fixed_sequence, grid_of, signal_level, tuning_delta
+from domain.thresholds import HIGHEST, fixed_sequence, grid_of, signal_level, tuning_share
 
 EXAMPLES = settings(max_examples=100, deadline=None, database=None, derandomize=True)
 BOUND = Bound("absolute", 0.05, 0.10)
@@ -55,10 +55,13 @@ def test_the_grid_spans_all_confidences_in_equal_shares_of_the_rows() -> None:
 
 def test_delta_is_shared_by_the_signals_and_halved_with_every_tuning_on_the_same_rows() -> None:
     assert signal_level(0.1, 4) == pytest.approx(0.025)
-    assert [tuning_delta(0.1, k) for k in (1, 2, 3)] == pytest.approx([0.05, 0.025, 0.0125])
-    assert sum(tuning_delta(0.1, k) for k in range(1, 60)) <= 0.1
+    assert [tuning_share(0.5, k) for k in (1, 2, 3)] == pytest.approx([1 / 2, 1 / 4, 1 / 8])
+    assert [tuning_share(0.9, k) for k in (1, 2, 3)] == pytest.approx([0.9, 0.09, 0.009])
+    assert [tuning_share(1.0, k) for k in (1, 2, 3)] == [1.0, 0.0, 0.0]
+    for spend in (0.1, 0.5, 0.9, 1.0):
+        assert sum(tuning_share(spend, k) for k in range(1, 200)) <= 1 + 1e-12
     with pytest.raises(ValueError, match="counted from 1"):
-        tuning_delta(0.1, 0)
+        tuning_share(0.5, 0)
 
 
 def test_each_signal_is_tested_at_its_share_and_the_cheapest_certified_cascade_is_chosen() -> None:

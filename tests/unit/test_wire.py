@@ -1,5 +1,6 @@
 """The wire: what real servers answer, read into completions, and what is no completion."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from domain.alignments import Reading
 from domain.confidences import LabelPrior, decide
 from domain.requests import Completion, Request, Usage
 from infra.llm.scripted_faults import BODIES
@@ -129,6 +131,75 @@ def test_a_request_for_no_schema_gets_no_label_probabilities() -> None:
     asked = Request.of({"model": "m", "messages": [{"role": "user", "content": "q"}]}, None)
     tokens = [token('{"topic":"'), token("card", logprob("card")), token('"}')]
     assert read(payload('{"topic":"card"}', tokens), asked).label_logprobs == {}
+
+
+def test_the_readings_of_real_answers_are_those_of_their_labels_tokens() -> None:
+    """The quote, the colon and the end of the text are no part of a value."""
+    cheap, strong = ((real(name).readings or {})["topic"] for name in ("cheap", "strong"))
+    assert (cheap.logprob, cheap.least, cheap.tokens) == (-0.76060551404953, -0.76060551404953, 1)
+    assert (strong.logprob, strong.least, strong.tokens) == (-1.1637985706329346, -1.1637985706329346, 1)
+    # These servers list what their grammar allows and nothing else.
+    assert cheap.allowed == pytest.approx(1.0, abs=0.01)
+    assert strong.allowed == pytest.approx(1.0, abs=0.01)
+
+
+def test_only_fields_of_the_schema_are_read_whatever_keys_a_model_writes() -> None:
+    text = '{"other":"x","topic":"card","\\u0000":1}'
+    answer = payload(text, [token(part, logprob(part)) for part in text])
+    assert (read(answer).readings or {}).keys() == {"topic"}
+
+
+def test_an_answer_without_log_probabilities_has_no_readings() -> None:
+    assert read(payload('{"topic":"card"}')).readings == {}
+
+
+def test_a_token_that_the_server_clamped_makes_a_value_impossible_and_not_infinite() -> None:
+    clamped = {"token": "card", "logprob": -9999.0, "top_logprobs": [logprob("loan", 0.5)]}
+    found = read(payload('{"topic":"card"}', [token('{"topic":"'), clamped, token('"}')])).readings
+    assert found == {"topic": Reading(-9999.0, -9999.0, 1, pytest.approx(0.5))}
+
+
+def in_bytes(text: str, cuts: list[int], *, p: float, half: str = "\ufffd") -> list[dict[str, Any]]:
+    """The text cut at these bytes, each token with its true bytes; one that is no whole character shows as `half`."""
+    raw, edges = text.encode(), [0, *cuts, len(text.encode())]
+    tokens: list[dict[str, Any]] = []
+    for begin, end in itertools.pairwise(edges):
+        shown = raw[begin:end].decode(errors="replace").replace("\ufffd", half)
+        tokens.append(token(shown, p=p) | {"bytes": list(raw[begin:end])})
+    return tokens
+
+
+@pytest.mark.parametrize("half", ["\ufffd", "", "\\xe6\\x97"])
+def test_characters_that_are_cut_over_tokens_shift_nothing(half: str) -> None:
+    text = '{"größe":"日本","topic":"card"}'
+    start = len('{"größe":"'.encode())
+    # Inside ö, inside the first character of the value, and at the value's end.
+    cuts = [5, start, start + 1, start + 6, len(text.encode()) - len('card"}'), len(text.encode()) - 2]
+    asked = request(topic=("card", "loan"), größe=("日本", "日記"))
+    tokens = in_bytes(text, cuts, p=0.5, half=half)
+    second = next(t for t in tokens if t["bytes"] == list("日".encode()[:1]))
+    second["top_logprobs"] = [logprob(second["token"], 0.5) | {"bytes": second["bytes"]}]
+    found = read(payload(text, tokens), asked)
+    assert found.readings is not None
+    assert {field: reading.tokens for field, reading in found.readings.items()} == {"größe": 2, "topic": 1}
+    assert found.readings["größe"].logprob == pytest.approx(2 * math.log(0.5))
+    assert found.readings["größe"].allowed == pytest.approx(0.5)
+    assert odds(found, "größe").keys() == {"日本", "日記"}
+
+
+def test_a_server_without_bytes_is_read_by_the_characters_it_gives() -> None:
+    text = '{"name":"é","topic":"card"}'
+    parts = ['{"name":"', "\ufffd", "\ufffd", '","topic":"', "card", '"}']
+    found = read(
+        payload(text, [token(part, p=0.5) for part in parts]), request(topic=("card", "loan"), name=("é", "è"))
+    )
+    assert {field: reading.tokens for field, reading in (found.readings or {}).items()} == {"name": 2, "topic": 1}
+
+
+def test_bytes_that_are_none_are_garbled() -> None:
+    wrong = [token("\ufffd") | {"bytes": [999]}]
+    with pytest.raises(Garbled):
+        read(payload('{"topic":"é"}', wrong))
 
 
 def test_cached_tokens_are_read_where_a_server_counts_them() -> None:

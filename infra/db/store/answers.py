@@ -4,13 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from domain.errors import Place
 from domain.ledgers import OutcomeClass
 from domain.outcomes import Outcome, TierAnswer, Unanswered
-from domain.summaries import BatchFigures
 from domain.workloads import TierName
 from infra.db.store.writing import copy_over, put
 from infra.db.tables import (
@@ -137,20 +136,6 @@ def load_outcomes(db: Session, run_id: str) -> list[Outcome]:
         Outcome(row.record_key, TierName(row.tier), row.output, row.confidence, escalated=row.escalated, usd=row.usd)
         for row in db.scalars(select(OutcomeRow).where(OutcomeRow.run_id == run_id))
     ]
-
-
-def batch_figures(db: Session, run_id: str) -> BatchFigures:
-    """What a run's outcomes come to."""
-    o, a = OutcomeRow, AnswerRow
-    counts = select(
-        func.count(),
-        func.count().filter(o.tier == TierName.CHEAP),
-        func.count().filter(o.escalated),
-        func.coalesce(func.sum(o.usd), 0.0),
-    ).where(o.run_id == run_id)
-    strong = select(func.avg(a.usd)).where(a.run_id == run_id, a.tier == TierName.STRONG)
-    answered, on_cheap, escalated, usd = db.execute(counts).one()
-    return BatchFigures(answered, on_cheap, escalated, usd, db.scalar(strong))
 
 
 def save_quarantine(db: Session, run_id: str, rows: Iterable[StoredQuarantine]) -> None:

@@ -1,15 +1,15 @@
 """Attempts and completions: what was asked, what it cost, what came back."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy import ARRAY, String, func, literal, select
 from sqlalchemy.orm import Session
 
 from domain.ledgers import Attempt
 from domain.prompts import Message
-from domain.requests import Completion, Frame, Request, Usage
+from domain.requests import Completion, Frame, Reading, Request, Usage
 from infra.db.store.writing import add, copy_new
 from infra.db.tables import AttemptRow, CompletionRow, FrameRow
 
@@ -20,12 +20,29 @@ def load_completions(db: Session, hashes: Collection[str]) -> dict[str, Completi
         return {}
     c = CompletionRow
     usage = (c.prompt_tokens, c.completion_tokens, c.cached_tokens)
-    query = select(c.request_hash, c.text, c.finish_reason, c.label_logprobs, c.fingerprint, *usage).where(
+    said = (c.request_hash, c.text, c.finish_reason, c.label_logprobs, c.fingerprint, c.readings)
+    query = select(*said, *usage).where(
         c.sample_index == 0, c.request_hash == func.any(literal(list(hashes), ARRAY(String)))
     )
     return {
-        key: Completion(key, text, reason, Usage(*tokens), logprobs, fingerprint)
-        for key, text, reason, logprobs, fingerprint, *tokens in db.execute(query)
+        key: Completion(key, text, reason, Usage(*tokens), logprobs, fingerprint, readings_of(readings))
+        for key, text, reason, logprobs, fingerprint, readings, *tokens in db.execute(query)
+    }
+
+
+def readings_of(stored: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Reading] | None:
+    """Readings as a completion has them, from the column; None where nobody had read them yet."""
+    return None if stored is None else {field: Reading(**reading) for field, reading in stored.items()}
+
+
+def _column(readings: Mapping[str, Reading] | None) -> dict[str, dict[str, float]] | None:
+    """Readings as the column has them: what is not known is left out."""
+    if readings is None:
+        return None
+    return {
+        field: {"logprob": r.logprob, "least": r.least, "tokens": r.tokens}
+        | ({} if r.allowed is None else {"allowed": r.allowed})
+        for field, r in readings.items()
     }
 
 
@@ -54,6 +71,7 @@ def save_completions(db: Session, answers: Sequence[tuple[Request, Completion]])
                 "text": completion.text,
                 "finish_reason": completion.finish_reason,
                 "label_logprobs": completion.label_logprobs,
+                "readings": _column(completion.readings),
                 "prompt_tokens": completion.usage.prompt,
                 "completion_tokens": completion.usage.completion,
                 "cached_tokens": completion.usage.cached,

@@ -101,9 +101,10 @@ def note_deployment(db: Session, run_id: str, tier: TierName, deployment: str) -
 REUSE = text(
     """
     WITH reused AS (
-        INSERT INTO answers (run_id, tier, record_key, request_hash, output, confidence, reasks, tokens, usd, failed)
+        INSERT INTO answers (run_id, tier, record_key, request_hash, output, confidence, signals, signal_usd,
+                             reasks, tokens, usd, failed)
         SELECT CAST(:run_id AS varchar), a.tier, a.record_key, a.request_hash,
-               a.output, a.confidence, a.reasks, a.tokens, a.usd, NULL
+               a.output, a.confidence, a.signals, a.signal_usd, a.reasks, a.tokens, a.usd, NULL
         FROM unnest(:keys) AS wanted (key) CROSS JOIN LATERAL (
             SELECT a.*
             FROM run_deployments d JOIN answers a ON a.run_id = d.run_id AND a.tier = d.tier

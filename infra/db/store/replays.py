@@ -16,6 +16,7 @@ from domain.requests import Completion, Frame, Request, Usage
 from domain.workloads import TierName
 from infra.db.bundle_tables import BundleRow, PromotionRow
 from infra.db.store.answers import StoredAnswer, StoredScore, answer_of
+from infra.db.store.calls import readings_of
 from infra.db.store.datasets import StoredRecord, stored_record
 from infra.db.tables import (
     AnswerRow,
@@ -131,6 +132,7 @@ def _completion(row: CompletionRow) -> Completion:
         usage=Usage(row.prompt_tokens, row.completion_tokens, row.cached_tokens),
         label_logprobs=row.label_logprobs,
         fingerprint=row.fingerprint,
+        readings=readings_of(row.readings),
     )
 
 

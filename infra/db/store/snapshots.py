@@ -128,8 +128,9 @@ def keep_first(db: Session, rows: int) -> None:
 
 def staged_hash(db: Session) -> str:
     """The hash of the dataset version that the staged rows are."""
-    keys = (select(table.c.key).order_by(table.c.n) for table in (STAGED, STAGED_BAD))
-    return version_hash(*(db.scalars(query, execution_options={"yield_per": ROWS_A_COPY}) for query in keys))
+    records = select(STAGED.c.key + STAGED.c.split).order_by(STAGED.c.n)
+    bad = select(STAGED_BAD.c.key).order_by(STAGED_BAD.c.n)
+    return version_hash(*(db.scalars(query, execution_options={"yield_per": ROWS_A_COPY}) for query in (records, bad)))
 
 
 def save_staged(db: Session, version: str, *, uri: str) -> bool:
