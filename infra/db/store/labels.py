@@ -76,6 +76,6 @@ def count_labels(db: Session) -> list[LabelCount]:
 def count_unlabelled(db: Session) -> dict[str, int]:
     """Kept rows that audits chose and no gold stream has counted, by workload."""
     row = AuditedRow
-    query = select(BundleRow.workload, func.count()).join(BundleRow, BundleRow.hash == row.bundle_hash)
+    query = select(BundleRow.workload, func.count()).join_from(row, BundleRow, BundleRow.hash == row.bundle_hash)
     waiting = query.where(row.kept, row.counted_by.is_(None)).group_by(BundleRow.workload)
     return dict(db.execute(waiting.order_by(BundleRow.workload)).tuples().all())
