@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from infra import services, stack
-from infra.db.bundle_tables import Base  # with it all tables are known
+from infra.db.audit_tables import Base  # with it all tables are known
 from infra.db.session import database_url, engine_for, migrate
 from infra.settings import Settings, load_settings
 

@@ -1,6 +1,6 @@
 """Validities: whether what a bundle promises still speaks of what is deployed now."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -43,20 +43,22 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """What has changed since a bundle was made, and what cannot be compared. A change voids the certificate."""
+    """What has changed since a bundle was made, what cannot be compared, and the alarms of its audits. A change or an
+    alarm voids the certificate."""
 
     changes: tuple[Change, ...]
     unknown: tuple[str, ...]
+    alarms: tuple[str, ...] = ()
 
     @property
     def void(self) -> bool:
-        """Whether the certificate speaks of something that is not deployed any more."""
-        return bool(self.changes)
+        """Whether the certificate speaks of something that is not deployed any more, or was refuted."""
+        return bool(self.changes or self.alarms)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The changes in words."""
-        return tuple(str(change) for change in self.changes)
+        """The changes and the alarms in words."""
+        return (*map(str, self.changes), *self.alarms)
 
     def check_schema(self, workload: str) -> None:
         """Raise StaleBundle when the answer itself has changed: then not even the strong tier's prompt fits it."""
@@ -65,8 +67,11 @@ class Validity:
                 raise StaleBundle(f"the output schema of {workload!r} has changed since its champion was certified")
 
 
-def examine(bundle: Bundle, present: Present) -> Validity:
-    """Compare a bundle with the deployment. What one of the two does not say is listed as unknown, not as a change."""
+def examine(bundle: Bundle, present: Present, alarms: Sequence[str] = ()) -> Validity:
+    """Compare a bundle with the deployment. What one of the two does not say is listed as unknown, not as a change.
+
+    `alarms` are what audits hold against its promise.
+    """
     changes: list[Change] = []
     unknown: list[str] = []
     for part, was, now in _compared(bundle, present):
@@ -74,7 +79,7 @@ def examine(bundle: Bundle, present: Present) -> Validity:
             unknown.append(f"{part} ({'not recorded in the bundle' if was is None else 'nobody says it now'})")
         elif was != now:
             changes.append(Change(part, _short(was), _short(now)))
-    return Validity(tuple(changes), tuple(unknown))
+    return Validity(tuple(changes), tuple(unknown), tuple(alarms))
 
 
 def _compared(bundle: Bundle, present: Present) -> Iterator[tuple[str, JsonValue, JsonValue]]:

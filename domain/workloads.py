@@ -200,6 +200,14 @@ class SignalName(StrEnum):
     REGRET = "regret"
 
 
+class Retune(StrEnum):
+    """What an alarm of an audit starts: a new tuning, one that waits for somebody's approval, or nothing."""
+
+    AUTOMATIC = "automatic"
+    APPROVAL = "approval"
+    NEVER = "never"
+
+
 class Router(_Written):
     """Which confidences may decide whether a cheap answer is kept; the certificate pays delta/m for m of them."""
 
@@ -208,6 +216,11 @@ class Router(_Written):
     )
     samples: int = Field(default=5, ge=2, le=20, description="Further answers that self-consistency asks for.")
     temperature: float = Field(default=0.7, gt=0, description="Sampling temperature of those answers.")
+    retune: Retune = Field(
+        default=Retune.AUTOMATIC,
+        exclude=True,
+        description="What an alarm of an audit starts: optimize-workload or not.",
+    )
 
 
 class Judge(_Written):

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from domain.workloads import EngineName, TierName
+from tasks.approving import await_approval
 from tasks.chunking import judged_chunks
 from tasks.compiling import compile_prompt
 from tasks.evaluating import confirm_spans, export_evaluation, score_tier
@@ -29,6 +30,7 @@ def optimize_workload(
     engine: EngineName | None = None,
     max_usd: float | None = None,
     max_tokens: int | None = None,
+    approval: bool = False,
 ) -> BundleRef:
     """Find the cheapest way to run a workload at the promised quality.
 
@@ -38,7 +40,9 @@ def optimize_workload(
         engine: What answers the rows, http, ray or openai-batch; empty means what each tier of the workload says.
         max_usd: Pause the run before it has spent more than this, list price in USD; `headrace resume` raises it.
         max_tokens: The same in tokens, prompt and completion together.
+        approval: Wait until somebody resumes the run; an audit's alarm starts it so where `router.retune` says so.
     """
+    await_approval(approval)
     run = open_run("optimize", workload, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
     data = snapshot_dataset(run, max_rows=max_rows)
     prompts = [compile_prompt(run, data, tier) for tier in TierName]

@@ -11,7 +11,7 @@ from domain.figures import Row, figures_of, loss_of
 from domain.promotions import Act, former_champion
 from domain.validities import examine
 from infra.db.session import transaction
-from infra.db.store import bundles, promotions, runs
+from infra.db.store import audits, bundles, promotions, runs
 from infra.db.store.bundles import StoredBundle
 from infra.pairs import bundled_pairs
 from infra.serving import present_of
@@ -46,6 +46,7 @@ def promote(reference: str, loaded: LoadedWorkload, settings: Settings, *, force
     with transaction() as db:
         stored = bundles.find_bundle(db, reference)
         champion = promotions.champion_hash(db, stored.bundle.workload)
+        alarms = audits.alarms(db, stored.bundle.hash)
     bundle, target = stored.bundle, loaded.workload.target
     if bundle.workload != loaded.workload.name:
         raise NotFound(
@@ -56,7 +57,7 @@ def promote(reference: str, loaded: LoadedWorkload, settings: Settings, *, force
         return Moved(bundle, champion, None, None)
     test = judged_rows(stored, Split.TEST)
     figures, loss = figures_of(test, bundle.threshold), loss_of(test, bundle.threshold, target)
-    void = examine(bundle, present_of(loaded, settings)).reasons
+    void = examine(bundle, present_of(loaded, settings), alarms).reasons
     verdict = gate(bundle.certificate, figures, loss, target, void=void)
     act = Act.PROMOTED if verdict.passed else Act.FORCED if forced else Act.REFUSED
     with transaction() as db:

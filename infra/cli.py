@@ -11,7 +11,7 @@ from rich.console import Console
 
 from domain.errors import HeadraceError, InputError, NotFound
 from domain.workloads import EngineName
-from infra import cli_bundles, cli_certify, cli_replay, services, stack, startup, terminal
+from infra import cli_bundles, cli_certify, cli_replay, cli_watch, services, stack, startup, terminal
 from infra.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -225,6 +225,7 @@ def doctor(
 app.add_typer(cli_certify.verbs)
 app.add_typer(cli_replay.verbs)
 app.add_typer(cli_bundles.verbs)
+app.add_typer(cli_watch.verbs)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Crashed, Scheduled
 
 from domain.errors import HeadraceError, NotFound
+from infra import retuning
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "prefect.yaml"
@@ -54,6 +55,8 @@ def deploy(*, home: Path) -> bool:
         return False
     _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     _prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(FILE))
+    with _client("set up its automation") as client:
+        retuning.ensure_automation(client)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_text(wanted)
     return True
@@ -62,7 +65,7 @@ def deploy(*, home: Path) -> bool:
 def _has_deployments() -> bool:
     with get_client(sync_client=True) as client:
         try:
-            return len(client.read_deployments()) >= 2
+            return len(client.read_deployments()) >= 3
         except (httpx.HTTPError, PrefectHTTPStatusError):
             return False
 

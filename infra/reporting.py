@@ -5,7 +5,8 @@ from urllib.parse import quote
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from domain import summaries
+from domain import audit_verdicts, summaries
+from domain.audit_verdicts import Report
 from domain.certificates import Certificate, NotCertified
 from domain.ledgers import Conservation
 from infra import tracing, tracking
@@ -61,6 +62,12 @@ def summarise(run: RunRecord, *, rows: Conservation, spent: list[Spending], quar
         create_link_artifact(key=f"{name}-{run.workload}", link=url, description=f"{name} of this run")
 
 
+def audit(workload: str, lines: list[str]) -> None:
+    """Leave an audit's report in Prefect, the newest under the same key as those before."""
+    listed = "\n".join(f"- {line}" for line in (*lines, *audit_verdicts.sights()))
+    create_markdown_artifact(key=f"audit-{workload}", markdown=f"# audit of {workload}\n\n{listed}\n")
+
+
 def markdown(run: RunRecord, *, rows: Conservation, spent: list[Spending]) -> str:
     """The summary of a run for people."""
     calls, cached = sum(s.calls for s in spent), sum(s.cached for s in spent)
@@ -84,6 +91,8 @@ def markdown(run: RunRecord, *, rows: Conservation, spent: list[Spending]) -> st
         lines += [f"> {promise}", ""] if (promise := run.summary["verdict"].get("promise")) else []
     if run.kind == "route" and (void := run.summary.get("void")):
         lines += [summaries.void_line(void, run.workload), ""]
+    if said := run.summary.get("audit"):
+        lines += [f"- {line}" for line in audit_verdicts.lines(Report.model_validate(said))]
     lines += [f"- [{name}]({url})" for name, url in run.links.items()]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from infra.db.session import transaction
 from infra.db.store import bundles
 from infra.following import follow
 from infra.settings import Settings
-from infra.workloads import find_workload, load_workload
+from infra.workloads import LoadedWorkload, find_workload, load_workload
 
 
 class Limits(TypedDict):
@@ -26,12 +26,8 @@ class Limits(TypedDict):
 
 def optimize_then_route(settings: Settings, workload: str, *, limits: Limits, route: bool, console: Console) -> None:
     """Run `optimize-workload`, then `route-batch` when there is a champion; print both summaries."""
-    folder = find_workload(workload, settings.workloads)
-    loaded = load_workload(folder)
-    name = loaded.workload.name
-    # The name where it leads there: it reads better in Prefect than a path.
-    known = (settings.workloads / name.replace("-", "_"), settings.workloads / name)
-    asked = name if folder in [path.resolve() for path in known] else str(folder)
+    loaded = load_workload(find_workload(workload, settings.workloads))
+    name, asked = loaded.workload.name, _asked(loaded, settings)
     optimized = _run("optimize-workload", {"workload": asked, **limits}, name, settings, console)
     showing.summary(console, str(optimized))
     if not route or loaded.workload.dataset.incoming is None:
@@ -45,6 +41,20 @@ def optimize_then_route(settings: Settings, workload: str, *, limits: Limits, ro
     routed = _run("route-batch", {"workload": asked, **limits}, name, settings, console)
     showing.summary(console, str(routed))
     showing.closing_words(console, name)
+
+
+def audit(settings: Settings, workload: str, *, limits: dict[str, Any], console: Console) -> UUID:
+    """Run `audit-bundle` and follow it; returns its id."""
+    loaded = load_workload(find_workload(workload, settings.workloads))
+    parameters = {"workload": _asked(loaded, settings), **limits}
+    return _run("audit-bundle", parameters, loaded.workload.name, settings, console)
+
+
+def _asked(loaded: LoadedWorkload, settings: Settings) -> str:
+    """A workload's name where it leads there, because it reads better in Prefect than a path."""
+    name, folder = loaded.workload.name, loaded.folder
+    known = (settings.workloads / name.replace("-", "_"), settings.workloads / name)
+    return name if folder in [path.resolve() for path in known] else str(folder)
 
 
 def resume(settings: Settings, run_id: str, *, max_usd: float | None, max_tokens: int | None, console: Console) -> None:

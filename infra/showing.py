@@ -10,7 +10,7 @@ from rich.table import Table
 from domain import summaries
 from domain.ledgers import Reconciliation, Stage
 from domain.workloads import TierName
-from infra import stack, terminal
+from infra import showing_audits, stack, terminal
 from infra.db.session import transaction
 from infra.db.store import answers, calls, runs
 from infra.db.store.runs import RunRecord
@@ -108,6 +108,8 @@ def summary(console: Console, run_id: str) -> None:
         _tuning(console, run)
     if "answered" in run.summary:
         _routing(console, run)
+    if "audit" in run.summary:
+        showing_audits.show(console, run.summary["audit"])
     for name, url in run.links.items():
         console.print(f"  {name:<15} {url}", soft_wrap=True)
 

@@ -18,7 +18,7 @@ from domain.validities import Validity, examine
 from domain.workloads import TierName
 from infra.aliasing import Moved, judged_rows
 from infra.db.session import transaction
-from infra.db.store import bundles, promotions, runs
+from infra.db.store import audits, bundles, promotions, runs
 from infra.db.store.bundles import StoredBundle
 from infra.db.store.promotions import Entry
 from infra.serving import present_of
@@ -94,7 +94,7 @@ def _print_promise(console: Console, stored: StoredBundle, validity: Validity | 
     mark = {"valid": "[green]✓[/]", "void": "[red]✗[/]"}.get(state["state"], "·")
     console.print(f"  state        {mark} {state['state']}")
     for reason in state["void"]:
-        console.print(f"    changed    {escape(reason)}")
+        console.print(f"    because    {escape(reason)}")
     for part in state["unknown"]:
         console.print(f"    not known  {escape(part)}")
 
@@ -145,7 +145,9 @@ def _validity(bundle: Bundle, folder: str, settings: Settings) -> Validity | Non
         if folder:
             raise
         return None
-    return examine(bundle, present_of(loaded, settings))
+    with transaction() as db:
+        alarms = audits.alarms(db, bundle.hash)
+    return examine(bundle, present_of(loaded, settings), alarms)
 
 
 def _state(bundle: Bundle, validity: Validity | None) -> Json:

@@ -11,7 +11,7 @@ from domain.workloads import TierName
 from infra import registry, tracking
 from infra.aliasing import os_user
 from infra.db.session import transaction
-from infra.db.store import bundles, promotions, runs
+from infra.db.store import audits, bundles, promotions, runs
 from infra.pairs import bundled_pairs
 from infra.serving import present_of
 from infra.settings import load_settings
@@ -26,9 +26,10 @@ def promote_bundle(run: RunRef, data: DatasetRef, tuned: TunedRef) -> BundleRef:
     workload = loaded.workload
     with transaction() as db:
         bundle = bundles.load_bundle(db, tuned.bundle_hash)
+        alarms = audits.alarms(db, bundle.hash)
     test = bundled_pairs(bundle, run.run_id, data.version, workload.metric, Split.TEST)
     figures, loss = figures_of(test, bundle.threshold), loss_of(test, bundle.threshold, workload.target)
-    void = examine(bundle, present_of(loaded, settings, run.engine)).reasons
+    void = examine(bundle, present_of(loaded, settings, run.engine), alarms).reasons
     verdict = gate(bundle.certificate, figures, loss, workload.target, void=void)
     with transaction() as db:
         bundles.save_promotion(db, bundle, verdict, run_id=run.run_id)

@@ -85,3 +85,21 @@ class TunedRef(Reference):
 
     bundle_hash: str
     certified: bool
+
+
+class PickedRef(Reference):
+    """An audit's rows: its dataset holds those that the strong tier is asked about; the batches that all came from as
+    (run, dataset version); from which share of the rows, and how many the budget left out."""
+
+    data: DatasetRef
+    routes: tuple[tuple[str, str], ...] = ()
+    share: float = 0.0
+    cut: int = 0
+
+
+class AuditRef(Reference):
+    """A concluded audit: its verdict, and what it holds against the certificate."""
+
+    bundle_hash: str
+    verdict: str
+    alarms: tuple[str, ...] = ()

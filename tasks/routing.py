@@ -12,7 +12,7 @@ from domain.summaries import void_line
 from domain.validities import examine
 from infra import tracking
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, paging, runs
+from infra.db.store import answers, audits, bundles, paging, runs
 from infra.db.store.batches import batch_figures
 from infra.serving import present_of
 from infra.settings import load_settings
@@ -35,7 +35,7 @@ def load_champion(run: RunRef) -> BundleRef:
     with transaction() as db:
         begun = runs.load_run(db, run.run_id).bundle_hash
         bundle = bundles.load_bundle(db, begun) if begun else bundles.champion(db, run.workload)
-        found = examine(bundle, present)
+        found = examine(bundle, present, audits.alarms(db, bundle.hash))
         found.check_schema(run.workload)
         runs.change_run(db, run.run_id, bundle_hash=bundle.hash)
         runs.add_summary(db, run.run_id, {"void": list(found.reasons)})

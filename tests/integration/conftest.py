@@ -92,7 +92,6 @@ def phoenix(home: Settings) -> str:
 def running(home: Settings, ledger: str) -> Iterator[Stack]:
     """The whole stack but the engines, deployed: flows can be started by name."""
     surroundings = _up(home, "prefect", "mlflow", "phoenix").environment
-    deployments.deploy(home=home.home)
     # Prefect read its settings when it was imported.
     known: dict[Any, str] = {
         PREFECT_API_URL: surroundings["PREFECT_API_URL"],
@@ -100,4 +99,5 @@ def running(home: Settings, ledger: str) -> Iterator[Stack]:
         PREFECT_HOME: surroundings["PREFECT_HOME"],
     }
     with temporary_settings(known):
+        deployments.deploy(home=home.home)
         yield _up(home, "mlflow", "phoenix", "worker")
