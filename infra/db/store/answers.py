@@ -24,6 +24,8 @@ from infra.db.tables import (
 )
 
 Json = dict[str, Any]
+PAID_FOR = (OutcomeClass.ANSWERED, OutcomeClass.TRUNCATED)
+"""How an attempt ends that leaves a completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ def payers(db: Session, run_id: str, tier: str) -> set[str | None]:
     paid = (
         select(AttemptRow.request_hash, AttemptRow.run_id)
         .join(RunRow, RunRow.id == AttemptRow.run_id)
-        .where(RunRow.workload == workload, ~AttemptRow.cached, AttemptRow.outcome == OutcomeClass.ANSWERED)
+        .where(RunRow.workload == workload, ~AttemptRow.cached, AttemptRow.outcome.in_(PAID_FOR))
         .subquery()
     )
     query = select(paid.c.run_id).select_from(AnswerRow)
