@@ -69,15 +69,27 @@ def compare_cascades(
     before: Sequence[Row], after: Sequence[Row], *, thresholds: tuple[float | None, float | None]
 ) -> Compared:
     """What two cascades did to the rows that both answered, by the rows' keys."""
-    left, right = _routed(before, thresholds[0]), _routed(after, thresholds[1])
-    both = sorted(left.keys() & right.keys())
+    return compare_repeats((before, thresholds[0]), [(after, thresholds[1])])
+
+
+def compare_repeats(
+    before: tuple[Sequence[Row], float | None], repeats: Sequence[tuple[Sequence[Row], float | None]]
+) -> Compared:
+    """The same of a cascade that was run several times: a row counts once, by its mean over the repeats.
+
+    Each side is rows and a threshold. Rows are drawn, repeats of a row are not: the interval is over rows.
+    """
+    left, rights = _routed(*before), [_routed(*repeat) for repeat in repeats]
+    answered = {key for key in rights[0] if all(key in right for right in rights)}
+    both = sorted(left.keys() & answered)
     one = np.array([left[key] for key in both], dtype=np.float64).reshape(-1, 2)
-    two = np.array([right[key] for key in both], dtype=np.float64).reshape(-1, 2)
+    two = np.array([[right[key] for key in both] for right in rights], dtype=np.float64).reshape(len(rights), -1, 2)
+    mean = two.mean(axis=0)
     return Compared(
-        quality=paired_difference(one[:, 0], two[:, 0]),
-        usd_per_1000=paired_difference(1000 * one[:, 1], 1000 * two[:, 1]),
+        quality=paired_difference(one[:, 0], mean[:, 0]),
+        usd_per_1000=paired_difference(1000 * one[:, 1], 1000 * mean[:, 1]),
         before_only=len(left) - len(both),
-        after_only=len(right) - len(both),
+        after_only=len(answered) - len(both),
     )
 
 

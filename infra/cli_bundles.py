@@ -80,7 +80,10 @@ def diff_(
 
 @verbs.command()
 def gate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A completed run of optimize-workload.")],
+    run: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN…", help="A completed run of optimize-workload; further ones repeat it."),
+    ],
     against: Annotated[str, typer.Option(help="champion, challenger, or a bundle's hash.")] = "champion",
     max_drop: Annotated[float, typer.Option(min=0, max=1, help="Loss of quality that is allowed.")] = 0.01,
     prove: Annotated[bool, typer.Option("--prove", help="Pass only when the rows prove it.")] = False,

@@ -1,14 +1,18 @@
 """A run against what is in use, for continuous integration: a verdict, as text, JSON and JUnit's XML."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as Xml
 
 from rich.console import Console
 from rich.markup import escape
+from sqlalchemy.orm import Session
 
-from domain.bundle_diffs import compare_cascades
+from domain.bundle_diffs import compare_repeats
+from domain.bundles import Bundle
 from domain.datasets import Split
 from domain.errors import InputError, NotFound, Place
 from domain.regressions import Regression, judge_regression
@@ -21,49 +25,69 @@ from infra.db.store.bundles import ALIASES, StoredBundle
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """A run's verdict, the run and the bundle that it was compared with, and what a reader should know."""
+    """The verdict on a run, the runs that repeat it, the bundle it was compared with, and what a reader should know."""
 
     run: str
+    repeats: tuple[str, ...]
     against: str
     verdict: Regression
     notes: tuple[str, ...]
 
 
-def gate_run(run: str, against: str, *, max_drop: float, prove: bool) -> Gated:
-    """Compare a run's cascade with a bundle in use on the test rows that both answered.
+def gate_run(given: Sequence[str], against: str, *, max_drop: float, prove: bool) -> Gated:
+    """Compare a run's cascade with a bundle in use on the test rows that all answered.
 
-    Raises NotFound when there is nothing to compare.
+    Further runs are repeats of the first: the same models and prompts with other seeds. Raises NotFound when there is
+    nothing to compare, and InputError when one of them is no repeat.
     """
     with transaction() as db:
-        found = runs.load_run(db, run)
-        if found.bundle_hash is None or found.kind != "optimize" or found.state != "completed":
-            raise NotFound(
-                f"run {found.id[:8]} ({found.kind}, {found.state}) has no judged rows.",
-                hint="Give a completed run of `optimize-workload`; `headrace runs` lists them.",
-            )
-        new = replace(bundles.find_bundle(db, found.bundle_hash), run_id=found.id)
-        old = bundles.find_bundle(db, f"{against}@{found.workload}" if against in ALIASES else against)
-    rows = compare_cascades(
-        judged_rows(old, Split.TEST),
-        judged_rows(new, Split.TEST),
-        thresholds=(old.bundle.threshold, new.bundle.threshold),
+        made = [_made(db, run) for run in given]
+        first = made[0].bundle
+        old = bundles.find_bundle(db, f"{against}@{first.workload}" if against in ALIASES else against)
+    for run, other in zip(given, made, strict=True):
+        if _without_seeds(other.bundle) != _without_seeds(first):
+            raise InputError(Place(run), f"it is no repeat of {given[0]}: another model, prompt or sampling")
+    rows = compare_repeats(
+        (judged_rows(old, Split.TEST), old.bundle.threshold),
+        [(judged_rows(new, Split.TEST), new.bundle.threshold) for new in made],
     )
     if rows.quality.n == 0:
         raise NotFound(
-            f"run {found.id[:8]} and the bundle {old.bundle.hash[:12]} have no test row in common.",
+            f"run {given[0][:8]} and the bundle {old.bundle.hash[:12]} have no test row in common.",
             hint="Make both on the same labelled rows.",
         )
     verdict = judge_regression(rows.quality, max_drop=max_drop, prove=prove)
-    return Gated(found.id, old.bundle.hash, verdict, _notes(old, new, rows.before_only + rows.after_only))
+    ids = tuple(str(new.run_id) for new in made)
+    return Gated(ids[0], ids[1:], old.bundle.hash, verdict, _notes(old, made, rows.before_only + rows.after_only))
 
 
-def _notes(old: StoredBundle, new: StoredBundle, alone: int) -> tuple[str, ...]:
-    notes = [f"{alone} test rows were answered by one of the two only"] if alone else []
-    parts = [stored.bundle[name].tier for stored in (old, new) for name in TierName]
-    if any(tier.temperature > 0 for tier in parts):
-        notes.append(
-            "a tier samples at random and one sample a row was compared: the interval is that of these samples"
+def _made(db: Session, run: str) -> StoredBundle:
+    """The bundle that a run made."""
+    found = runs.load_run(db, run)
+    if found.bundle_hash is None or found.kind != "optimize" or found.state != "completed":
+        raise NotFound(
+            f"run {found.id[:8]} ({found.kind}, {found.state}) has no judged rows.",
+            hint="Give a completed run of `optimize-workload`; `headrace runs` lists them.",
         )
+    return replace(bundles.find_bundle(db, found.bundle_hash), run_id=found.id)
+
+
+def _without_seeds(bundle: Bundle) -> list[tuple[str, dict[str, Any]]]:
+    return [(bundle[name].prompt.hash, bundle[name].tier.model_dump(exclude={"seed"})) for name in TierName]
+
+
+def _notes(old: StoredBundle, made: Sequence[StoredBundle], alone: int) -> tuple[str, ...]:
+    notes = [f"{alone} test rows were not answered by all of them"] if alone else []
+    parts = [stored.bundle[name].tier for stored in (old, *made) for name in TierName]
+    if not any(tier.temperature > 0 for tier in parts):
+        return tuple(notes)
+    if len(made) == 1:
+        notes.append(
+            "a tier samples at random and one sample a row was compared: the interval is that of these samples; "
+            "give further runs with other seeds as repeats"
+        )
+    else:
+        notes.append(f"a tier samples at random: each row counts by its mean over {len(made)} runs")
     return tuple(notes)
 
 
@@ -71,7 +95,13 @@ def show_gated(console: Console, found: Gated, *, as_json: bool) -> None:
     """Print the verdict."""
     verdict = found.verdict
     if as_json:
-        facts = {"run": found.run, "against": found.against, **asdict(verdict), "notes": list(found.notes)}
+        facts = {
+            "run": found.run,
+            "repeats": list(found.repeats),
+            "against": found.against,
+            **asdict(verdict),
+            "notes": list(found.notes),
+        }
         console.print_json(json.dumps(facts))
         return
     mark = "[green]passed[/]" if verdict.passed else "[red]failed[/]"

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from domain.figures import Row, feature_table, paired_rows, routed
-from domain.learned_scores import LearnedScore, check_unseen
+from domain.learned_scores import IsotonicScore, LearnedScore, RegretScore, check_unseen
+from domain.rankings import Ranking
 from domain.routers import Routing
 from domain.shortcuts import straight_from
 from domain.signals import FREE
 from domain.workloads import SignalName, Workload
-from infra.fitting import FitRows, Unfitted, fit_isotonic, fit_regret
+from infra.fitting import FitRows, Fitted, Unfitted, fit_isotonic, fit_regret
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,18 @@ def routings_of(workload: Workload, fit: Sequence[Row], *, unseen: Sequence[str]
         if isinstance(found, Unfitted):
             notes.append(f"{name} is left out: {found.reason}")
             continue
-        if found.score is not None:
-            check_unseen(found.score.fitted, fit_keys=_fitted_keys(found.score, ordered, workload), keys=unseen)
+        if isinstance(found, Fitted):
+            check_unseen(found.score.fitted, fit_keys=_fitted_keys(found.score, ordered), keys=unseen)
+            notes.append(f"{name} is fitted on {found.score.fitted.n} rows; out of fold {_said(found.figures)}")
+            found = Routing(signal=name, score=found.score)
         ways[name] = _with_shortcut(workload, ordered, found)
     margin = _with_shortcut(workload, ordered, Routing())
     return Routings(ways or {SignalName.MARGIN: margin}, tuple(notes))
 
 
-def _routing(workload: Workload, rows: Sequence[Row], name: SignalName) -> Routing | Unfitted:
+def _routing(
+    workload: Workload, rows: Sequence[Row], name: SignalName
+) -> Routing | Fitted[IsotonicScore] | Fitted[RegretScore] | Unfitted:
     if name is SignalName.SELF_CONSISTENCY:
         return Routing(signal=name, samples=workload.router.samples, temperature=workload.router.temperature)
     if name not in (SignalName.ISOTONIC, SignalName.REGRET):
@@ -49,12 +54,17 @@ def _routing(workload: Workload, rows: Sequence[Row], name: SignalName) -> Routi
     if not rows:
         return Unfitted("the ledger does not know both tiers' answers to the train split")
     given = FitRows(feature_table(rows, workload.decisive), paired_rows(rows))
-    isotonic = name is SignalName.ISOTONIC
-    fitted = fit_isotonic(given, workload.target) if isotonic else fit_regret(given, workload.target, signals=FREE)
-    return fitted if isinstance(fitted, Unfitted) else Routing(signal=name, score=fitted.score)
+    if name is SignalName.ISOTONIC:
+        return fit_isotonic(given, workload.target)
+    return fit_regret(given, workload.target, signals=FREE)
 
 
-def _fitted_keys(score: LearnedScore, rows: Sequence[Row], workload: Workload) -> list[str]:
+def _said(figures: Ranking) -> str:
+    auroc, aurc = ("-" if figure is None else f"{figure:.3f}" for figure in (figures.auroc, figures.aurc))
+    return f"AUROC {auroc}, AURC {aurc}, cost {figures.cost:.1%} of all-strong at the target"
+
+
+def _fitted_keys(score: LearnedScore, rows: Sequence[Row]) -> list[str]:
     """The keys of the rows that have one of the score's signals: the others were of no use to it."""
     looked_at = Routing(signal=SignalName.REGRET, score=score).looked_at
     return [row.key for row in rows if any(name in row.cheap.signals for name in looked_at)]

@@ -389,6 +389,14 @@ def test_a_run_is_judged_by_its_own_bundle(shelf: Shelf) -> None:
     assert "drop      +0.156 [" in done.stdout
 
 
+def test_repeats_of_a_run_count_by_their_mean(shelf: Shelf) -> None:
+    once, twice = (
+        json.loads(headrace("gate", *runs_, "--against", shelf.first.hash, "--json").stdout)
+        for runs_ in ((OPTIMIZE,), (OPTIMIZE, OPTIMIZE))
+    )
+    assert (twice["repeats"], twice["drop"], twice["n"]) == ([OPTIMIZE], once["drop"], once["n"])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from domain.bundle_diffs import Changed, compare_cascades, diff_bundles, prompt_text
+from domain.bundle_diffs import Changed, compare_cascades, compare_repeats, diff_bundles, prompt_text
 from domain.datasets import Split
 from domain.figures import Row
 from domain.outcomes import TierAnswer
@@ -107,6 +107,18 @@ def test_a_row_counts_as_its_bundle_routes_it(
     found = compare_cascades(rows, rows, thresholds=thresholds)
     assert found.quality.mean == quality
     assert found.usd_per_1000.mean == pytest.approx(usd)
+
+
+def test_a_row_counts_once_by_its_mean_over_repeats() -> None:
+    before = [row(f"k{n}", cheap=1, strong=1) for n in range(20)]
+    luck = [[row(f"k{n}", cheap=float((n + seed) % 2), strong=1) for n in range(20)] for seed in (0, 1)]
+    alone = compare_repeats((before, 0.5), [(luck[0], 0.5)]).quality
+    both = compare_repeats((before, 0.5), [(rows, 0.5) for rows in luck]).quality
+    assert (alone.n, alone.mean, both.n, both.mean) == (20, -0.5, 20, -0.5)
+    assert alone.high - alone.low > 0.3
+    assert both.high - both.low < 1e-9, "every row is worse by a half in the mean"
+    shorter = compare_repeats((before, 0.5), [(luck[0], 0.5), (luck[1][:15], 0.5)])
+    assert (shorter.quality.n, shorter.before_only) == (15, 5)
 
 
 def test_a_row_without_confidence_is_the_strong_tiers() -> None:
