@@ -36,7 +36,7 @@ def workload(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             name="routed",
             cheap=cheap,
             strong=strong,
-            rows=360,
+            rows=420,
             incoming=INCOMING,
             router={"signals": ["regret", "isotonic"], "samples": 3},
             optimizer={"name": "none", "validation_rows": 40},
