@@ -91,12 +91,16 @@ def shelf(ledger: str, tmp_path: Path) -> Iterator[Shelf]:
         db.execute(delete(BundleRow).where(BundleRow.hash.in_(extra)))
 
 
+NOBODY = "http://127.0.0.1:9"
+"""Where no MLflow listens, whatever stack runs on this machine."""
+
+
 def headrace(*words: str) -> subprocess.CompletedProcess[str]:
     """The command line as people use it, with no MLflow."""
     return subprocess.run(
         [sys.executable, "-m", "infra.cli", *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": NOBODY},
         capture_output=True,
         text=True,
         check=False,
