@@ -108,7 +108,7 @@ def tune(
     """
     level = signal_level(target.delta * use.share, declared)
     grid = grid if len(rows) and level > 0 else grid[:0]
-    test = choose_test(target, n=len(rows), binary=is_binary(rows))
+    test = choose_test(target, n=len(rows), binary=is_binary(rows), level=level or target.delta)
     sums = tally(rows, grid)
     found = p_values(rows, sums, grid, target, test=test, level=level) if len(grid) else np.array([])
     passed = fixed_sequence(found, level)

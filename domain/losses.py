@@ -27,8 +27,9 @@ BERNSTEIN = "empirical Bernstein"
 BETA, BETA_SHARE = 0.002, 1 / 20
 """The part of the paired test's p-value that pays for bounding the share of rows that differ, and its largest share
 of the level: many signals or a small delta leave little to pay with."""
-FEW_EXPECTED = 10
-"""Below so many expected losses at the bound (n eps) the binomial test is the sharper one."""
+FEW_ROWS = 1.3
+"""Up to so many times the fewest rows that certify anything without a loss, the binomial test is taken: it needs
+exactly these. From there on the paired test is the sharper one (benchmarks.router at 60 to 200 rows)."""
 BETTING_ROWS = 100_000
 """Betting looks at every row for every threshold: up to so many."""
 PRIOR_ROWS = 3
@@ -59,11 +60,16 @@ class Goal(Protocol):
         ...
 
 
-def choose_test(goal: Goal, *, n: int, binary: bool) -> str:
-    """The test that suits the target, the kind of quality and the number of rows."""
+def fewest(eps: float, level: float) -> float:
+    """Rows without a loss that certify a threshold by the binomial test: ln(1/level) / -ln(1 - eps)."""
+    return math.log(1 / level) / -math.log1p(-eps)
+
+
+def choose_test(goal: Goal, *, n: int, binary: bool, level: float) -> str:
+    """The test that suits the target, the kind of quality, the number of rows and the level of each test."""
     if goal.kind == "relative" or not binary:
         return BETTING if n <= BETTING_ROWS else BERNSTEIN
-    if goal.kind == "agreement" or n * goal.eps < FEW_EXPECTED:
+    if goal.kind == "agreement" or n < FEW_ROWS * fewest(goal.eps, level):
         return EXACT
     return PAIRED
 

@@ -7,7 +7,7 @@ from scipy import special
 
 from domain.confidences import FloatArray
 from domain.intervals import gap_interval
-from domain.losses import BERNSTEIN, BETTING, EXACT, FEW_EXPECTED, Goal, betting_p
+from domain.losses import BERNSTEIN, BETTING, EXACT, FEW_ROWS, Goal, betting_p, fewest
 from domain.tallies import Tally
 
 
@@ -16,7 +16,7 @@ def least_rows(goal: Goal, level: float, *, test: str = EXACT) -> int:
 
     ln(1/level) / -ln(1 - eps) for the exact tests; betting needs some more, found by trying.
     """
-    least = math.ceil(math.log(1 / level) / -math.log1p(-goal.eps))
+    least = math.ceil(fewest(goal.eps, level))
     if test not in (BETTING, BERNSTEIN) or goal.kind == "relative":
         return least
 
@@ -79,5 +79,5 @@ def _rows_for(tally: Tally, goal: Goal, *, level: float, test: str) -> FloatArra
         binomial = np.where(rate < goal.eps, doubt / divergence, np.inf)
     if goal.kind == "agreement":
         return binomial
-    few = FEW_EXPECTED / goal.eps  # from here on the paired test is taken
+    few = FEW_ROWS * fewest(goal.eps, level)  # from here on the paired test is taken
     return np.where(binomial < few, binomial, np.where(tally.gap < bound, np.maximum(rows, few), rows))

@@ -27,7 +27,7 @@ from domain.workloads import Target
 EXAMPLES = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 TARGET = Target(kind="absolute", eps=0.05, delta=0.10)
 STRICT = Target(kind="absolute", eps=0.02, delta=0.10)
-"""Up to 499 rows are tested by the binomial."""
+"""Up to 148 rows are tested by the binomial."""
 
 
 def paired(
@@ -59,18 +59,18 @@ def test_the_binomial_p_value_is_that_of_scipys_own_test(n: int, share: float, e
 
 def test_every_point_of_the_curve_counts_kept_losses_and_tests_them_on_all_rows() -> None:
     rng = np.random.default_rng(1)
-    confidence, cheap = rng.random(400), (rng.random(400) < 0.8).astype(float)
-    strong = (rng.random(400) < 0.9).astype(float)
+    confidence, cheap = rng.random(140), (rng.random(140) < 0.8).astype(float)
+    strong = (rng.random(140) < 0.9).astype(float)
     tuned = tune(paired(confidence, cheap, strong), STRICT, grid=grid_of(confidence, 40))
     assert len(tuned.curve) == 40
     for point in tuned.curve:
         kept = confidence >= point.threshold
         assert point.worse == int((kept & (strong > cheap)).sum())
         assert point.better == int((kept & (cheap > strong)).sum())
-        assert point.gap == pytest.approx((point.worse - point.better) / 400)
+        assert point.gap == pytest.approx((point.worse - point.better) / 140)
         assert point.quality == pytest.approx(np.where(kept, cheap, strong).mean())
         assert point.cost == pytest.approx(1 + 10 * (1 - kept.mean()))
-        assert point.p_value == pytest.approx(stats.binomtest(point.worse, 400, 0.02, alternative="less").pvalue)
+        assert point.p_value == pytest.approx(stats.binomtest(point.worse, 140, 0.02, alternative="less").pvalue)
 
 
 def test_the_sequence_stops_at_its_first_failure_though_a_later_threshold_would_pass_alone() -> None:
@@ -113,16 +113,16 @@ def test_rows_of_equal_confidence_are_kept_or_escalated_together() -> None:
 
 
 def test_rows_without_confidence_escalate_at_every_threshold_and_still_count() -> None:
-    confidence = np.r_[np.full(300, -np.inf), np.linspace(0.1, 0.9, 700)]
-    cheap = np.r_[np.zeros(300), np.ones(700)]
+    confidence = np.r_[np.full(150, -np.inf), np.linspace(0.1, 0.9, 400)]
+    cheap = np.r_[np.zeros(150), np.ones(400)]
     target = Target(eps=0.005, delta=0.1)
     verdict = tune(paired(confidence, cheap, 1.0), target, grid=grid_of(confidence)).verdict
     assert isinstance(verdict, Certificate)
-    assert verdict.n == 1000
+    assert verdict.n == 550
     assert verdict.worse == 0
     assert verdict.threshold == pytest.approx(0.1)
-    assert verdict.cost == pytest.approx(1 + 10 * 0.3)
-    assert verdict.p_value == pytest.approx(0.995**1000)
+    assert verdict.cost == pytest.approx(1 + 10 * 150 / 550)
+    assert verdict.p_value == pytest.approx(0.995**550)
     assert all(np.isfinite(threshold) for threshold in verdict.grid)
 
 
@@ -208,9 +208,9 @@ def test_rows_made_better_pay_for_rows_made_worse_once_there_are_enough_rows_for
         cheap, strong = np.r_[np.zeros(worse), np.ones(better), same], np.r_[np.ones(worse), np.zeros(better), same]
         return paired(np.full(n, 0.5), cheap, strong)
 
-    few, many = verdict_of(rows(180)), verdict_of(rows(1000))
+    few, many = verdict_of(rows(50)), verdict_of(rows(1000))
     assert isinstance(few, NotCertified)
-    assert (few.test, few.rows_needed) == (EXACT, 200), "from 10/eps rows on both kinds of rows count"
+    assert (few.test, few.rows_needed) == (EXACT, 59), "from there on both kinds of rows count"
     assert isinstance(many, Certificate)
     assert (many.test, many.worse, many.better) == (PAIRED, 60, 200)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,10 +68,11 @@ def binary_rows(n: int, seed: int) -> PairedRows:
     return PairedRows(confidence, cheap * 1.0, strong * 1.0, np.ones(n), np.full(n, 10.0))
 
 
-def test_below_the_paired_test_a_whole_certificate_is_the_one_that_mapie_would_give() -> None:
+def test_where_the_binomial_is_taken_a_whole_certificate_is_the_one_that_mapie_would_give() -> None:
     thresholds: list[float | None] = []
     for seed in range(30):
-        rows, goal = binary_rows(190, seed), Bound("absolute", EPS, DELTA)
+        rows, goal = binary_rows(190, seed), Bound("agreement", EPS, DELTA)
+        rows = replace(rows, strong=np.ones(190))
         grid = grid_of(rows.confidence)
         worse = np.array([((rows.confidence >= t) & (rows.strong > rows.cheap)).sum() for t in grid], dtype=np.float64)
         theirs = control_fwer(mapie_p(worse, 190, EPS), DELTA, fwer_method="fixed_sequence")

@@ -155,8 +155,8 @@ def test_bernsteins_p_value_is_the_level_at_which_the_published_bound_is_the_bou
 @pytest.mark.parametrize(
     ("kind", "n", "binary", "test"),
     [
-        ("absolute", 499, True, EXACT),
-        ("absolute", 500, True, PAIRED),
+        ("absolute", 148, True, EXACT),
+        ("absolute", 149, True, PAIRED),
         ("absolute", 10**7, True, PAIRED),
         ("absolute", 200, False, BETTING),
         ("absolute", BETTING_ROWS, False, BETTING),
@@ -170,7 +170,12 @@ def test_bernsteins_p_value_is_the_level_at_which_the_published_bound_is_the_bou
 def test_the_test_follows_from_the_target_the_kind_of_quality_and_the_number_of_rows(
     kind: str, n: int, binary: bool, test: str
 ) -> None:
-    assert choose_test(Bound(kind, 0.02, 0.1), n=n, binary=binary) == test  # type: ignore[arg-type]
+    assert choose_test(Bound(kind, 0.02, 0.1), n=n, binary=binary, level=0.1) == test  # type: ignore[arg-type]
+
+
+def test_a_smaller_level_needs_more_rows_before_the_paired_test_is_taken() -> None:
+    taken = {level: choose_test(Bound("absolute", 0.02, 0.1), n=200, binary=True, level=level) for level in (0.1, 0.01)}
+    assert taken == {0.1: PAIRED, 0.01: EXACT}
 
 
 def by_hand(rows: PairedRows, threshold: float) -> list[float]:
