@@ -63,6 +63,7 @@ def batch_summary(figures: BatchFigures, threshold: float | None, *, usual_stron
     ended = n + figures.unanswered
     summary: Json = {
         "answered": n,
+        "unanswered": figures.unanswered,
         "kept_on_cheap": figures.on_cheap,
         "escalated": figures.escalated,
         "straight_to_strong": figures.straight,

@@ -108,8 +108,9 @@ def gate(
     *,
     void: Sequence[str] = (),
 ) -> Gate:
-    """A certified cascade must not be void, keep its promise on the test split within that split's own noise, answer
-    validly often enough and cost less; an uncertified bundle is all-strong and needs only validity.
+    """A certified cascade must promise what is asked or more, not be void, keep its promise on the test split within
+    that split's own noise, answer validly often enough and cost less; an uncertified bundle is all-strong and needs
+    only validity.
 
     `loss` is the quality that the cascade loses row by row against what the target asks of it (`figures.loss_of`).
     The certificate is the proof of the promise; the test split may refute it, and has too few rows to prove it again.
@@ -121,6 +122,11 @@ def gate(
         reasons.append(f"{figures.valid_rate:.1%} of the answers are valid; the gate asks {target.min_valid:.1%}")
     if isinstance(certificate, Certificate):
         reasons += [f"the certificate is void: {reason}" for reason in void]
+        if certificate.kind != target.kind or certificate.eps > target.eps or certificate.delta > target.delta:
+            reasons.append(
+                f"the certificate promises {certificate.kind} eps {certificate.eps:g} at delta {certificate.delta:g}; "
+                f"the workload asks {target.kind} eps {target.eps:g} at delta {target.delta:g}"
+            )
         if loss.low > target.allowed:
             reasons.append(
                 f"on the test split the cascade loses {loss.mean:.3f} [{loss.low:.3f}, {loss.high:.3f}] "
@@ -142,6 +148,24 @@ def gate_report(verdict: Gate, figures: CascadeFigures, loss: Difference) -> dic
         "cascade_usd": figures.cascade_usd,
         "strong_usd": figures.strong_usd,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A bundle with a certificate: its hash, how it reads a row, and the confidence from which it keeps one."""
+
+    hash: str
+    routing: Routing
+    threshold: float
+
+
+def standing(bundle: Bundle, target: Target) -> Standing | None:
+    """A bundle as far as it stands for a target: None without a certificate, or when it promises something else."""
+    made = bundle.certificate
+    asked = (target.kind, target.eps, target.delta)
+    if not isinstance(made, Certificate) or bundle.threshold is None or (made.kind, made.eps, made.delta) != asked:
+        return None
+    return Standing(bundle.hash, bundle.routing, bundle.threshold)
 
 
 def keeps(confidence: float | None, threshold: float | None) -> bool:

@@ -55,15 +55,53 @@ def decide_cascade(
     """
     read = {name: routed(rows, way, decisive=decisive) for name, way in routings.items()}
     calibration = {name: [row for row in given if row.split is Split.CALIBRATION] for name, given in read.items()}
-    tuned = {name: _tune(given, name, target, declared=len(read), use=use) for name, given in calibration.items()}
+    tuned = {
+        name: _tune(given, name, target, grid=None, declared=len(read), use=use) for name, given in calibration.items()
+    }
     chosen = SignalName(cheapest(tuned))
     verdict = tuned[chosen].verdict
     threshold = verdict.threshold if isinstance(verdict, Certificate) else None
-    test = [row for row in read[chosen] if row.split is Split.TEST]
-    figures, loss = figures_of(test, threshold), loss_of(test, threshold, target)
-    settled = [settle_row(row.key, row.cheap, row.strong, threshold) for row in read[chosen]]
     told = _qualities([row for row in rows if row.split is Split.CALIBRATION], calibration)
-    return Cascade(routings[chosen], tuned[chosen], threshold, figures, loss, settled, tuned, told)
+    return _looked_at(read[chosen], target, routings[chosen], threshold, tuned=tuned, told=told)
+
+
+def recheck_cascade(
+    rows: Sequence[Row], target: Target, *, decisive: str, routing: Routing, threshold: float
+) -> Cascade:
+    """The same look at a threshold that was certified on other rows, or on some of these: nothing is chosen.
+
+    There is one hypothesis, tested once at level delta on the calibration rows as they are now; it can only be kept or
+    lost. Should the rows come from where those of the certificate came from, its promise needs no new test; should they
+    not, the chance that this one passes a threshold that loses more than eps is at most delta, as far as the rows are
+    new: those that the threshold was chosen on speak for it.
+    """
+    read = routed(rows, routing, decisive=decisive)
+    calibration = [row for row in read if row.split is Split.CALIBRATION]
+    grid = np.array([threshold], dtype=np.float64)
+    tuned = _tune(calibration, routing.signal, target, grid=grid, declared=1, use=FIRST_USE)
+    told = _qualities([row for row in rows if row.split is Split.CALIBRATION], {routing.signal: calibration})
+    return _looked_at(read, target, routing, threshold, tuned={routing.signal: tuned}, told=told)
+
+
+def holds(cascade: Cascade, target: Target) -> bool:
+    """Whether a threshold that was looked at again keeps its promise: by its test, and unrefuted by the test rows."""
+    return isinstance(cascade.tuned.verdict, Certificate) and cascade.loss.low <= target.allowed
+
+
+def _looked_at(
+    read: Sequence[Row],
+    target: Target,
+    routing: Routing,
+    threshold: float | None,
+    *,
+    tuned: dict[SignalName, Tuned],
+    told: dict[SignalName, Quality],
+) -> Cascade:
+    """The figures on the test rows, and what becomes of every row."""
+    test = [row for row in read if row.split is Split.TEST]
+    figures, loss = figures_of(test, threshold), loss_of(test, threshold, target)
+    settled = [settle_row(row.key, row.cheap, row.strong, threshold) for row in read]
+    return Cascade(routing, tuned[routing.signal], threshold, figures, loss, settled, tuned, told)
 
 
 def _qualities(rows: Sequence[Row], read: Mapping[SignalName, Sequence[Row]]) -> dict[SignalName, Quality]:
@@ -94,14 +132,16 @@ def evidence_of(rows: Sequence[Row], target: Target, routings: Mapping[SignalNam
     return digest(seen)
 
 
-def _tune(rows: Sequence[Row], signal: SignalName, target: Target, *, declared: int, use: Use) -> Tuned:
+def _tune(
+    rows: Sequence[Row], signal: SignalName, target: Target, *, grid: FloatArray | None, declared: int, use: Use
+) -> Tuned:
     pairs = paired_rows(rows)
     twins = Counter(row.inputs or row.key for row in rows)
     effective_n = len(rows) ** 2 / sum(n * n for n in twins.values()) if rows else 0.0
     return tune(
         pairs,
         target,
-        grid=grid_of(pairs.confidence),
+        grid=grid_of(pairs.confidence) if grid is None else grid,
         signal=signal.value,
         declared=declared,
         use=use,

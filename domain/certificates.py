@@ -20,7 +20,7 @@ from domain.intervals import gap_interval, mean_interval
 from domain.losses import BETTING, EXACT, PAIRED, Goal, betting_p, binomial_p, choose_test, p_values
 from domain.promises import promise
 from domain.shortfalls import least_rows, rows_needed
-from domain.tallies import PairedRows, Tally, is_binary, tally
+from domain.tallies import PairedRows, Tally, is_binary, saves, tally
 from domain.thresholds import GRID_POINTS, fixed_sequence, grid_of, signal_level
 from domain.verdicts import Certificate, CurvePoint, Kind, NotCertified
 
@@ -115,7 +115,7 @@ def tune(
     cheap, strong = _alone(rows.cheap, rows.cheap_usd), _alone(rows.strong, rows.strong_usd)
     last = int(passed.sum()) - 1
     tested = _Tested(target, test, level, signal, declared, use, effective_n, grid, sums, found, strong.cost)
-    if last >= 0 and sums.cost[last] < strong.cost:
+    if last >= 0 and saves(sums.cost, strong.cost)[last]:
         verdict = _certificate(tested, last, promise(target, n=len(rows), metric=metric))
     else:
         verdict = _refusal(tested, any_passed=last >= 0, strong_usd=rows.strong_usd)
@@ -219,7 +219,7 @@ def _refusal(tested: _Tested, *, any_passed: bool, strong_usd: FloatArray) -> No
     if tested.level <= 0:
         reason = f"these rows were tuned on {tested.use.tuning - 1} times before and nothing of delta is left for them"
     elif any_passed:
-        reason = "every certified threshold escalates so much that the cascade costs more than the strong tier alone"
+        reason = "the cascade costs no less than the strong tier alone at every certified threshold"
     elif sums.n and not len(tested.grid):
         reason = "no row has a confidence"
     else:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from domain.confidences import FloatArray
-from domain.scores import mcnemar
+from domain.scores import mcnemar_of
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -37,27 +38,54 @@ class Difference:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] n={self.n}"
 
 
+_UNKNOWN = Difference(0.0, -1.0, 1.0, 0, 0, 0, 1.0, NONE)  # no infinity, which JSON has no word for
+
+
+@dataclass(frozen=True, slots=True)
+class GapSums:
+    """What n rows' gaps `after - before` come to: their mean and sample standard deviation (ddof 1), how many grew and
+    shrank, and whether every value before and after was 0 or 1."""
+
+    n: int
+    mean: float
+    deviation: float
+    up: int
+    down: int
+    binary: bool
+
+
 def paired_difference(before: FloatArray, after: FloatArray, *, seed: int = 0) -> Difference:
     """Compare two values of each row: Tango's score interval and the exact McNemar test for 0/1 values, else a
     bootstrap of the rows whose seed is fixed, so that the same rows always give the same interval."""
     n = len(before)
     if n == 0:
-        return Difference(
-            0.0, -1.0, 1.0, 0, 0, 0, 1.0, NONE
-        )  # nothing is known; no infinity, which JSON has no word for
+        return _UNKNOWN
     gaps = after - before
-    up, down, mean = int((gaps > 0).sum()), int((gaps < 0).sum()), float(gaps.mean())
-    if np.isin([before, after], (0.0, 1.0)).all():
-        low, high = score_interval(up, down, n)
-        return Difference(mean, low, high, n, up, down, mcnemar(before, after), SCORE)
+    binary = bool(np.isin([before, after], (0.0, 1.0)).all())
+    deviation = float(gaps.std(ddof=1)) if n > 1 else 0.0
+    sums = GapSums(n, float(gaps.mean()), deviation, int((gaps > 0).sum()), int((gaps < 0).sum()), binary)
     values, counts = np.unique(gaps, return_counts=True)
-    if len(values) == 1:
-        low, high, p_value = mean, mean, float(mean == 0)
-        return Difference(mean, low, high, n, up, down, p_value, BOOTSTRAP)
-    if len(values) > MOST_VALUES:
-        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * gaps.std(ddof=1) / math.sqrt(n))
+    return summed_difference(sums, (values, counts) if len(values) <= MOST_VALUES else None, seed=seed)
+
+
+def summed_difference(
+    sums: GapSums, counted: tuple[FloatArray, NDArray[np.int64]] | None, *, seed: int = 0
+) -> Difference:
+    """The same from sums: `counted` holds the distinct gaps, ascending, and how many rows have each; None when there
+    are more than MOST_VALUES. Values that are all 0 or 1 do not need it."""
+    n, mean, up, down = sums.n, sums.mean, sums.up, sums.down
+    if n == 0:
+        return _UNKNOWN
+    if sums.binary:
+        low, high = score_interval(up, down, n)
+        return Difference(mean, low, high, n, up, down, mcnemar_of(up, down), SCORE)
+    if counted is None:
+        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * sums.deviation / math.sqrt(n))
         p_value = float(2 * stats.t.sf(abs(mean) * float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) / half, n - 1))
         return Difference(mean, mean - half, mean + half, n, up, down, p_value, STUDENT)
+    values, counts = counted
+    if len(values) == 1:
+        return Difference(mean, mean, mean, n, up, down, float(mean == 0), BOOTSTRAP)
     means = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES) @ values / n
     low, high = (float(q) for q in np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))

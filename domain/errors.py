@@ -51,6 +51,19 @@ class DatasetError(InputError):
     """A data file as a whole cannot be read."""
 
 
+class DatasetUnreachable(DatasetError):
+    """The server that holds a dataset does not answer, or fails."""
+
+    retryable = True
+    hint = "Try again later, or check the address."
+
+
+class NotPermitted(InputError):
+    """A dataset that is read because a message or a clock says so lies where nobody has allowed it."""
+
+    hint = "`permitted` in triggers.yaml says which schemes, hosts and folders may be read."
+
+
 class ModelError(HeadraceError):
     """A model server did not give a usable answer."""
 
@@ -130,6 +143,16 @@ class StoreError(HeadraceError):
     hint = "Check the database with `headrace doctor`."
 
 
+class SchemaMismatch(StoreError):
+    """The ledger's schema, or that of the dashboard's views, is not the one that this code works with."""
+
+    retryable = False
+    hint = "Bring it there with `headrace migrate` (`headrace up` does it too)."
+    of_newer: ClassVar[str] = (
+        "Use the newer release, or restore the backup from before the upgrade; see docs/operations.md, Upgrade."
+    )
+
+
 class RunUnderWay(HeadraceError):
     """Another process carries out the same work and is alive."""
 
@@ -149,6 +172,21 @@ class RunCancelled(HeadraceError):
     """The run was asked to stop; finished rows are kept."""
 
     hint = "Go on with `headrace resume RUN`."
+
+
+class NothingChanged(HeadraceError):
+    """Neither the rows nor the workload have changed since a run that is complete; this one has nothing to do."""
+
+    hint = "Nothing is to be done; start it without `only_changed` to have it done again."
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"nothing has changed since run {run_id[:8]}.")
+
+
+class KeyReused(HeadraceError):
+    """An idempotency key that has started a run comes again with other parameters."""
+
+    hint = "Give another key; the run that it has started goes on."
 
 
 class BudgetReached(HeadraceError):

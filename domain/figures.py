@@ -65,12 +65,17 @@ def feature_table(rows: Sequence[Row], decisive: str) -> FeatureTable:
     )
 
 
+def usd_by(answer: TierAnswer, signal: SignalName) -> float:
+    """What an answer costs where the calls of this signal alone are paid; USD at list price."""
+    return answer.usd - math.fsum(answer.signal_usd.values()) + answer.signal_usd.get(signal, 0.0)
+
+
 def _read(row: Row, value: float | None, routing: Routing) -> Row:
     cheap, longest = row.cheap, routing.straight_from
     if longest is not None and row.chars >= longest:
         return replace(row, cheap=skipped())
-    usd = cheap.usd - math.fsum(cheap.signal_usd.values()) + cheap.signal_usd.get(routing.signal, 0.0)
-    return replace(row, cheap=replace(cheap, confidence=None if cheap.output is None else value, usd=usd))
+    confidence = None if cheap.output is None else value
+    return replace(row, cheap=replace(cheap, confidence=confidence, usd=usd_by(cheap, routing.signal)))
 
 
 def paired_rows(rows: Sequence[Row]) -> PairedRows:

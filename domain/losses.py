@@ -11,6 +11,7 @@ a test came out.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
 
 import numpy as np
@@ -32,6 +33,12 @@ FEW_ROWS = 1.3
 exactly these. From there on the paired test is the sharper one (benchmarks.router at 60 to 200 rows)."""
 BETTING_ROWS = 100_000
 """Betting looks at every row for every threshold: up to so many."""
+BETTING_BLOCK = 1024
+"""Rows whose losses at every threshold are held together."""
+BOLDEST = 0.9
+"""The largest part of the wealth that a row may lose."""
+PRIOR_MEAN, PRIOR_VARIANCE = 0.5, 0.25
+"""Of a loss scaled to [0, 1], before a row is seen; they count as one row."""
 PRIOR_ROWS = 3
 """Rows that differ, added before the standard deviation is taken: none that differ is not a deviation of none."""
 SHARES = 8
@@ -87,9 +94,17 @@ def p_values(rows: PairedRows, tally: Tally, grid: FloatArray, goal: Goal, *, te
         mean = tally.gap - rho * tally.strong / tally.n
         squares = tally.loss_squared - 2 * rho * tally.loss_strong + rho**2 * tally.strong_squared
         return bernstein_p(mean, squares / tally.n, tally.n, low=-1, high=high, bound=bound)
-    lost, owed = rows.strong - rows.cheap, rho * rows.strong
-    bets = (np.where(rows.confidence >= threshold, lost, 0.0) - owed for threshold in grid)
-    return np.array([betting_p(loss, low=-1, high=high, bound=bound, delta=level) for loss in bets])
+    losses = _losses(rows, grid, rho)
+    return betting_ps(losses, len(rows), low=-1, high=high, bound=bound, delta=level)
+
+
+def _losses(rows: PairedRows, grid: FloatArray, rho: float) -> Iterator[FloatArray]:
+    """Losses less rho times the strong tier's quality, in blocks of rows; a column a threshold."""
+    for first in range(0, len(rows), BETTING_BLOCK):
+        block = slice(first, first + BETTING_BLOCK)
+        strong = rows.strong[block, None]
+        kept = rows.confidence[block, None] >= grid
+        yield np.where(kept, strong - rows.cheap[block, None], 0.0) - rho * strong
 
 
 def binomial_p(worse: FloatArray, n: int, eps: float) -> FloatArray:
@@ -143,7 +158,7 @@ def _as_far(distance: float, n: int, eps: float, interval: tuple[float, float], 
         chance = np.exp(ways + special.xlogy(differ, q) + special.xlog1py(n - differ, -q))
         chance[chance < NEGLIGIBLE / n] = 0.0  # what is left out is added below
         row, at = np.nonzero(chance * (worse >= 0))
-        below = special.bdtr(np.minimum(worse, differ)[at], differ[at], ((1 + eps / q) / 2)[row, 0])
+        below = special.bdtr(np.minimum(worse, differ)[at], differ[at].astype(np.int64), ((1 + eps / q) / 2)[row, 0])
         summed = np.bincount(row, weights=chance[row, at] * below, minlength=len(shares))
         return summed + np.maximum(0.0, 1 - chance.sum(axis=1))
 
@@ -174,19 +189,35 @@ def _bennett(n: int, below: float, *, variance: float, reach: float) -> float:
 
 
 def betting_p(loss: FloatArray, *, low: float, high: float, bound: float, delta: float) -> float:
-    """p-value of "E[loss] > bound" for losses in [low, high] by betting.
+    """p-value of "E[loss] > bound" for one or more losses in [low, high], of shape (n,), by betting: see betting_ps."""
+    return float(betting_ps([loss[:, None]], len(loss), low=low, high=high, bound=bound, delta=delta)[0])
 
-    The rows must stand in an order that does not depend on their labels.
+
+def betting_ps(
+    losses: Iterable[FloatArray], n: int, *, low: float, high: float, bound: float, delta: float
+) -> FloatArray:
+    """p-values of "E[loss] > bound" by betting, one a column of n rows of losses in [low, high], which come in blocks.
+
+    The rows must stand in an order that does not depend on their labels. A bet knows the rows before its own and is
+    aimed at what its wealth still lacks of 1/delta in the rows that are left; there, betting ends. The p-value is one
+    over the highest wealth: one that passes lies a little below delta, however clear the case.
     """
-    x = (loss - low) / (high - low)
     m = (bound - low) / (high - low)
-    k = np.arange(1, len(x) + 1)
-    mean = (0.5 + np.cumsum(x)) / (k + 1)
-    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (k + 1)
-    earlier = np.concatenate([[0.25], variance[:-1]])
-    bets = np.minimum(np.sqrt(2 * math.log(1 / delta) / (len(x) * earlier)), 0.75 / (1 - m))
-    wealth = np.cumsum(np.log1p(bets * (m - x)))
-    return float(min(1.0, np.exp(-wealth.max(initial=0.0))))
+    most = BOLDEST / (1 - m)
+    seen, total, spread = 0, PRIOR_MEAN, PRIOR_VARIANCE
+    lacking = least = doubt = np.float64(-math.log(delta))  # what the logarithm of the wealth lacks, now and at best
+    for block in losses:
+        x = (block - low) / (high - low)
+        k = np.arange(seen + 1, seen + len(x) + 1)[:, None]
+        sums = total + np.cumsum(x, axis=0)
+        spreads = spread + np.cumsum((x - sums / (k + 1)) ** 2, axis=0)
+        earlier = np.concatenate([np.broadcast_to(spread, (1, x.shape[1])), spreads[:-1]]) / k
+        for gain, aim in zip(m - x, 2 / ((n - k + 1) * earlier), strict=True):
+            bets = np.minimum(np.sqrt(np.maximum(lacking, 0.0) * aim), most)
+            lacking = lacking - np.log1p(bets * gain)
+            least = np.minimum(least, lacking)
+        seen, total, spread = seen + len(x), sums[-1], spreads[-1]
+    return np.where(least < doubt, delta * np.exp(least), 1.0)
 
 
 def bernstein_p(

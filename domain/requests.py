@@ -43,6 +43,11 @@ class Frame:
         return self.fields.in_bytes()
 
 
+def request_hash(frame_hash: str, last: Message) -> str:
+    """sha256 over a frame's hash and the last message."""
+    return hashlib.sha256(frame_hash.encode() + canonical(cast(JsonValue, last))).hexdigest()
+
+
 @dataclass(frozen=True)
 class Request:
     """One model call: the body of POST /chat/completions and the revision of the weights that answer it."""
@@ -60,8 +65,7 @@ class Request:
     @cached_property
     def hash(self) -> str:
         """sha256 over the frame's hash and the last message: the key of the ledger and of replay."""
-        last = canonical(cast(JsonValue, self.last))
-        return hashlib.sha256(self.frame.hash.encode() + last).hexdigest()
+        return request_hash(self.frame.hash, self.last)
 
     @property
     def body(self) -> dict[str, JsonValue]:

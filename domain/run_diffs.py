@@ -44,7 +44,8 @@ class Said:
 class Ended:
     """How a row ended in a run: `output` and `tier` None mean quarantine; `quality` None means that nobody scored it.
 
-    `row` is the row's name in its file, `key` the hash of what it says; `usd` at list price.
+    `row` is the row's name in its file, `key` the hash of what it says; `usd` is what was spent on it at list price,
+    also in vain.
     """
 
     row: str

@@ -114,5 +114,9 @@ def estimate(values: FloatArray) -> Estimate:
 
 def mcnemar(before: FloatArray, after: FloatArray) -> float:
     """Exact two-sided p-value that two paired 0/1 scores differ (binomial test on the discordant rows)."""
-    better, worse = int((after > before).sum()), int((after < before).sum())
+    return mcnemar_of(int((after > before).sum()), int((after < before).sum()))
+
+
+def mcnemar_of(better: int, worse: int) -> float:
+    """The same from the numbers of rows that became better and worse."""
     return 1.0 if better + worse == 0 else float(stats.binomtest(better, better + worse).pvalue)

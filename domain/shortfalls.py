@@ -1,5 +1,6 @@
 """Shortfalls: how many calibration rows would about be needed where nothing could be certified."""
 
+import functools
 import math
 
 import numpy as np
@@ -7,29 +8,42 @@ from scipy import special
 
 from domain.confidences import FloatArray
 from domain.intervals import gap_interval
-from domain.losses import BERNSTEIN, BETTING, EXACT, FEW_ROWS, Goal, betting_p, fewest
-from domain.tallies import Tally
+from domain.losses import BERNSTEIN, BETTING, BETTING_ROWS, EXACT, FEW_ROWS, Goal, betting_p, fewest
+from domain.tallies import Tally, saves
+
+ROWS_TRIED = 1000
+"""Where more rows would have to be tried, a larger eps is."""
 
 
 def least_rows(goal: Goal, level: float, *, test: str = EXACT) -> int:
     """Rows that certify a threshold at which no row is made worse or better: fewer certify nothing at all.
 
-    ln(1/level) / -ln(1 - eps) for the exact tests; betting needs some more, found by trying.
+    ln(1/level) / -ln(1 - eps) for the exact tests; betting needs some more, found by trying. Beyond the rows that
+    betting is taken for, what Bernstein's bound needs: eps/2 >= 7 ln(2/level) / (3 (n - 1)).
     """
-    least = math.ceil(fewest(goal.eps, level))
     if test not in (BETTING, BERNSTEIN) or goal.kind == "relative":
-        return least
+        return math.ceil(fewest(goal.eps, level))
+    bets = _least_bets(goal.eps, level)
+    if bets <= BETTING_ROWS:
+        return bets
+    return max(BETTING_ROWS + 1, math.ceil(1 + 14 * math.log(2 / level) / (3 * goal.eps)))
+
+
+@functools.lru_cache(maxsize=64)
+def _least_bets(eps: float, level: float) -> int:
+    """Rows without a loss after which betting passes; for a small eps, where they are as 1/eps, from a larger one."""
+    tried = max(eps, -math.log(level) / ROWS_TRIED)
 
     def enough(n: int) -> bool:
-        return betting_p(np.zeros(n), low=-1, high=1, bound=goal.eps, delta=level) <= level
+        return betting_p(np.zeros(n), low=-1, high=1, bound=tried, delta=level) <= level
 
-    most = least
+    least = most = math.ceil(fewest(tried, level))
     while not enough(most):
         least, most = most, 2 * most
     while most - least > 1:
         middle = (least + most) // 2
         least, most = (least, middle) if enough(middle) else (middle, most)
-    return most
+    return math.ceil(most * (tried / eps))
 
 
 def rows_needed(
@@ -43,7 +57,7 @@ def rows_needed(
     least = least_rows(goal, level, test=test)
     if not tally.n:
         return least
-    saving = np.flatnonzero(tally.cost < all_strong)
+    saving = np.flatnonzero(saves(tally.cost, all_strong))
     if not len(saving):
         return None
     guesses = _after_all(_rows_for(tally, goal, level=level, test=test), p_values, tally.n, level=level)

@@ -10,6 +10,8 @@ from domain.confidences import FloatArray
 
 BLOCK = 1 << 19
 """Rows looked at together: what is made on the way stays small beside the rows themselves."""
+ROUNDING = 1e-12
+"""Relative: sums of the same costs in another order differ by less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,18 @@ def is_binary(rows: PairedRows) -> bool:
     return all(bool(((part == 0) | (part == 1)).all()) for column in columns for part in _blocks(column))
 
 
+def saves(cost: FloatArray, all_strong: float) -> npt.NDArray[np.bool_]:
+    """Which costs are below that of the strong tier alone by more than the rounding of a sum."""
+    return cost < all_strong * (1 - ROUNDING)
+
+
 def tally(rows: PairedRows, grid: FloatArray) -> Tally:
     """Sums at each threshold of the grid (any order); a row is kept iff its confidence is not below the threshold."""
     order = np.argsort(grid, kind="stable")
     ascending, bins = grid[order], len(grid) + 1
     kept = np.zeros((3, bins))  # made better, the same, made worse
     sums = np.zeros((5, bins))
-    all_usd = all_squared = strong = strong_squared = 0.0
+    cheap_only = cheap_squared = strong = strong_squared = 0.0
     for block in _places(len(rows)):
         confidence = rows.confidence[block]
         place = np.searchsorted(ascending, confidence, side="right")  # how many thresholds keep the row
@@ -80,15 +87,17 @@ def tally(rows: PairedRows, grid: FloatArray) -> Tally:
         sign = np.sign(loss).astype(np.int64) + 1
         kept += np.bincount(sign * bins + place, minlength=3 * bins).reshape(3, bins)
         cheap_usd, usd = rows.cheap_usd[block], rows.strong_usd[block]
-        spared = usd * (2 * cheap_usd + usd)  # by which the square of the row's cost is smaller when it is kept
-        for line, weight in enumerate((loss, loss * loss, loss * right, usd, spared)):
+        more = usd * (2 * cheap_usd + usd)  # by which the square of the row's cost is larger when it is escalated
+        for line, weight in enumerate((loss, loss * loss, loss * right, usd, more)):
             sums[line] += np.bincount(place, weights=weight, minlength=bins)
-        all_usd += float((cheap_usd + usd).sum())
-        all_squared += float(((cheap_usd + usd) ** 2).sum())
+        cheap_only += float(cheap_usd.sum())
+        cheap_squared += float((cheap_usd * cheap_usd).sum())
         strong += float(right.sum())
         strong_squared += float((right * right).sum())
     better, same, worse = (_at_least(line, order) for line in kept)
-    loss, squared, with_strong, spared_usd, spared_squared = (_at_least(line, order) for line in sums)
+    loss, squared, with_strong = (_at_least(line, order) for line in sums[:3])
+    # Costs are added, never taken away: what is left of two large sums may be less than nothing.
+    escalated_usd, escalated_squared = (_below(line, order) for line in sums[3:])
     return Tally(
         n=len(rows),
         kept=better + same + worse,
@@ -97,8 +106,8 @@ def tally(rows: PairedRows, grid: FloatArray) -> Tally:
         loss=loss,
         loss_squared=squared,
         loss_strong=with_strong,
-        usd=all_usd - spared_usd,
-        usd_squared=all_squared - spared_squared,
+        usd=cheap_only + escalated_usd,
+        usd_squared=cheap_squared + escalated_squared,
         strong=strong,
         strong_squared=strong_squared,
     )
@@ -108,6 +117,13 @@ def _at_least(sums: FloatArray, order: npt.NDArray[np.intp]) -> FloatArray:
     """From sums by the number of thresholds that keep a row to sums at each threshold, in the grid's own order."""
     found = np.empty(len(order))
     found[order] = sums[::-1].cumsum()[::-1][1:]
+    return found
+
+
+def _below(sums: FloatArray, order: npt.NDArray[np.intp]) -> FloatArray:
+    """As _at_least, of the rows that are not kept."""
+    found = np.empty(len(order))
+    found[order] = sums.cumsum()[:-1]
     return found
 
 

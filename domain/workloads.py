@@ -102,9 +102,12 @@ class Tier(_Written):
     usd_per_million: Prices
 
     def answered_like(self, other: "Tier") -> "Tier":
-        """The same tier on the other's engine; who answers is no part of a tier's identity, nor of its dump."""
+        """The same tier on the other's engine; who answers is no part of a tier's identity, nor of its dump.
+
+        Addresses as well: a bundle may come from elsewhere, and would lead rows and keys to a server of its choice.
+        """
         prices = self.usd_per_million.model_copy(update={"batch_discount": other.usd_per_million.batch_discount})
-        engine = {"engine": other.engine, "engine_args": other.engine_args}
+        engine = {"engine": other.engine, "engine_args": other.engine_args, "base_urls": other.base_urls}
         return self.model_copy(update={**engine, "usd_per_million": prices})
 
 
@@ -198,6 +201,15 @@ class SignalName(StrEnum):
     P_TRUE = "p-true"
     ISOTONIC = "isotonic"
     REGRET = "regret"
+
+
+class Scope(StrEnum):
+    """How much of the loop a run goes through: all of it; a new threshold for the champion's prompts; or no more than
+    whether the champion's certificate holds on the rows as they are now, and a new threshold if it does not."""
+
+    FULL = "full"
+    RETUNE = "retune"
+    RECHECK = "recheck"
 
 
 class Retune(StrEnum):

@@ -1,6 +1,6 @@
 """Bundles: what is deployed, when it is stale, when it may become champion, and the router's rule."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -160,14 +160,32 @@ def test_the_gate_allows_a_loss_within_the_test_splits_own_noise_and_no_other() 
 def test_a_relative_target_counts_the_loss_from_its_share_of_the_strong_tiers_quality() -> None:
     relative = Target(kind="relative", eps=0.05)
     assert (relative.asked, relative.allowed) == (0.95, 0.0)
-    assert decided(CERTIFIED, figures(), lost(0.0), relative).passed
-    (reason,) = decided(CERTIFIED, figures(), lost(0.001), relative).reasons
+    certified = CERTIFIED.model_copy(update={"kind": "relative"})
+    assert decided(certified, figures(), lost(0.0), relative).passed
+    (reason,) = decided(certified, figures(), lost(0.001), relative).reasons
     assert "against 0.95 of the strong tier" in reason
 
 
 def test_an_uncertified_bundle_is_all_strong_and_needs_only_valid_answers() -> None:
     assert gate(REFUSED, figures(cascade_usd=1.0), lost(0.5), TARGET, void=["prices"]).passed
     assert not decided(REFUSED, figures(valid_rate=0.9)).passed
+
+
+@pytest.mark.parametrize(
+    ("asked", "passed"),
+    [
+        ({"eps": 0.05}, True),
+        ({"eps": 0.08, "delta": 0.2}, True),
+        ({"eps": 0.02}, False),
+        ({"delta": 0.05}, False),
+        ({"kind": "relative"}, False),
+    ],
+)
+def test_a_certificate_that_promises_less_than_is_asked_now_does_not_pass(asked: dict[str, Any], passed: bool) -> None:
+    target = TARGET.model_copy(update=asked)
+    found = decided(CERTIFIED, figures(), lost(-0.1), target)
+    assert found.passed is passed
+    assert passed or "the certificate promises absolute eps 0.05 at delta 0.1; the workload asks" in found.reasons[0]
 
 
 def test_a_void_certificate_does_not_pass_the_gate() -> None:

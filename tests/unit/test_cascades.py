@@ -207,6 +207,7 @@ def test_a_batch_is_compared_with_what_all_strong_would_have_cost() -> None:
     assert summary["usd_per_1000_all_strong"] == pytest.approx(10 * (440 + 60 * 11))
     assert summary["saving"] == pytest.approx(1 - 520 / (440 + 660))
     assert (summary["escalation_rate"], summary["valid_rate"]) == (pytest.approx(0.4), pytest.approx(0.8))
+    assert (summary["answered"], summary["unanswered"]) == (BATCH.answered, BATCH.unanswered)
     assert (summary["cheap_valid_rate"], summary["straight_to_strong"]) == (pytest.approx(0.9), 10)
     assert summary["usd_per_row"] == pytest.approx(5.2)
     assert summary["latency_s"] == {"cheap": {"calls": 90, "p50": 0.1, "p95": 0.4}}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from scipy import special, stats
 
 from domain.certificates import Bound, Certificate, NotCertified, PairedRows, grid_of, tune
 from domain.confidences import FloatArray
-from domain.losses import BETTING, EXACT, PAIRED, Goal, betting_p, binomial_p, p_values, paired_p
+from domain.losses import BETTING, EXACT, PAIRED, Goal, betting_ps, binomial_p, p_values, paired_p
 from domain.tallies import tally
 from domain.thresholds import fixed_sequence, signal_level
 from domain.workloads import Target
@@ -84,51 +85,59 @@ def test_where_the_binomial_is_taken_a_whole_certificate_is_the_one_that_mapie_w
     assert len(set(thresholds)) > 10, "they are all alike: nothing was compared"
 
 
-# A test at the bound: the true gap is eps. Each pair is (sampled losses) -> passed?
+# A test at the bound: the true gap is eps. Each test takes losses, a column a draw, and says which draws pass.
 
-Passes = Callable[[FloatArray], bool]
+Passes = Callable[[FloatArray], npt.NDArray[np.bool_]]
 N = 600
 SHARES = {"few differ": (0.06, 0.01), "many differ": (0.15, 0.10)}
 
 
 def counts(loss: FloatArray) -> tuple[FloatArray, FloatArray]:
-    return np.array([float((loss > 0).sum())]), np.array([float((loss < 0).sum())])
+    return (loss > 0).sum(axis=0).astype(np.float64), (loss < 0).sum(axis=0).astype(np.float64)
 
 
-def by_binomial(loss: FloatArray) -> bool:
-    return bool(binomial_p(counts(loss)[0], len(loss), EPS)[0] <= DELTA)
+def by_binomial(loss: FloatArray) -> npt.NDArray[np.bool_]:
+    return binomial_p(counts(loss)[0], len(loss), EPS) <= DELTA
 
 
-def by_pairs(loss: FloatArray) -> bool:
-    return bool(paired_p(*counts(loss), len(loss), EPS, level=DELTA)[0] <= DELTA)
+def by_pairs(loss: FloatArray) -> npt.NDArray[np.bool_]:
+    return paired_p(*counts(loss), len(loss), EPS, level=DELTA) <= DELTA
 
 
-def by_bets(loss: FloatArray) -> bool:
-    return betting_p(loss, low=-1, high=1, bound=EPS, delta=DELTA) <= DELTA
+def bets(loss: FloatArray, *, aim: float = DELTA) -> FloatArray:
+    return betting_ps([loss], len(loss), low=-1, high=1, bound=EPS, delta=aim)
 
 
-def wrong_tail_binomial(loss: FloatArray) -> bool:
-    return bool(special.bdtrc(counts(loss)[0] - 1, len(loss), EPS)[0] <= 1 - DELTA)
+def by_bets(loss: FloatArray) -> npt.NDArray[np.bool_]:
+    return bets(loss) <= DELTA
 
 
-def wrong_tail_pairs(loss: FloatArray) -> bool:
+def wrong_tail_binomial(loss: FloatArray) -> npt.NDArray[np.bool_]:
+    return special.bdtrc(counts(loss)[0] - 1, len(loss), EPS) <= 1 - DELTA
+
+
+def wrong_tail_pairs(loss: FloatArray) -> npt.NDArray[np.bool_]:
     return by_pairs(-loss)
 
 
-def wrong_tail_bets(loss: FloatArray) -> bool:
+def wrong_tail_bets(loss: FloatArray) -> npt.NDArray[np.bool_]:
     return by_bets(-loss)
 
 
-def wrong_level_binomial(loss: FloatArray) -> bool:
-    return bool(binomial_p(counts(loss)[0], len(loss), EPS)[0] <= 1 - DELTA)
+def wrong_level_binomial(loss: FloatArray) -> npt.NDArray[np.bool_]:
+    return binomial_p(counts(loss)[0], len(loss), EPS) <= 1 - DELTA
 
 
-def wrong_level_pairs(loss: FloatArray) -> bool:
-    return bool(paired_p(*counts(loss), len(loss), EPS)[0] <= 3 * DELTA)
+def wrong_level_pairs(loss: FloatArray) -> npt.NDArray[np.bool_]:
+    return paired_p(*counts(loss), len(loss), EPS) <= 3 * DELTA
 
 
-def wrong_level_bets(loss: FloatArray) -> bool:
-    return betting_p(loss, low=-1, high=1, bound=EPS, delta=DELTA) <= 5 * DELTA
+def wrong_level_bets(loss: FloatArray) -> npt.NDArray[np.bool_]:
+    return bets(loss, aim=3 * DELTA) <= 3 * DELTA
+
+
+def best_order_bets(loss: FloatArray) -> npt.NDArray[np.bool_]:
+    return by_bets(np.sort(loss, axis=0))
 
 
 def pass_line(delta: float, draws: int) -> float:
@@ -137,8 +146,8 @@ def pass_line(delta: float, draws: int) -> float:
 
 def passed_at_the_bound(passes: Passes, worse: float, better: float, *, draws: int = 500) -> float:
     rng = np.random.default_rng(5)
-    losses = (rng.choice([1.0, -1.0, 0.0], size=N, p=[worse, better, 1 - worse - better]) for _ in range(draws))
-    return float(np.mean([passes(loss) for loss in losses]))
+    loss = rng.choice([1.0, -1.0, 0.0], size=(N, draws), p=[worse, better, 1 - worse - better])
+    return float(passes(loss).mean())
 
 
 @pytest.mark.parametrize(("worse", "better"), SHARES.values(), ids=SHARES)
@@ -154,7 +163,7 @@ def test_each_test_passes_a_loss_of_exactly_eps_in_at_most_delta_of_500_draws(
     "wrong",
     [
         wrong_tail_pairs, wrong_tail_bets,
-        wrong_level_pairs, wrong_level_bets,
+        wrong_level_pairs, wrong_level_bets, best_order_bets,
     ],
 )  # fmt: skip
 def test_the_wrong_tail_and_the_wrong_level_are_caught_by_the_same_draws(wrong: Passes) -> None:
@@ -166,6 +175,17 @@ def test_the_wrong_tail_and_the_wrong_level_are_caught_by_the_same_draws(wrong: 
 def test_the_binomials_wrong_tail_and_wrong_level_are_caught_where_no_row_is_made_better(wrong: Passes) -> None:
     assert passed_at_the_bound(wrong, EPS, 0.0) > pass_line(DELTA, 500)
     assert passed_at_the_bound(by_binomial, EPS, 0.0) <= pass_line(DELTA, 500)
+
+
+@pytest.mark.parametrize(("n", "differ"), [(200, 0.2), (1000, 0.06), (1000, 0.2)])
+def test_betting_aimed_at_the_rows_that_are_left_keeps_its_level_in_4000_draws_and_uses_most_of_it(
+    n: int, differ: float
+) -> None:
+    worse = (differ + 0.02) / 2
+    rng = np.random.default_rng(31)
+    loss = rng.choice([1.0, -1.0, 0.0], size=(n, 4000), p=[worse, differ - worse, 1 - differ])
+    passed = (betting_ps([loss], n, low=-1, high=1, bound=0.02, delta=DELTA) <= DELTA).mean()
+    assert 0.07 < passed <= pass_line(DELTA, 4000)
 
 
 # The sequence: from one threshold on the true gap is a little above eps; whoever goes too far breaks the promise.

@@ -193,6 +193,24 @@ def test_a_wrong_cell_is_named_with_line_column_and_what_to_write(
     assert error.fix
 
 
+def test_rows_drawn_again_count_again_and_are_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    rows = [[f"r{i}", *np.round(rng.uniform(0.7, 1, 2), 3), round(rng.random(), 3), 1, 10] for i in range(300)]
+    drawn = [rows[i] for i in rng.integers(0, 300, 400)]
+    named = [[f"d{i}", *row[1:]] for i, row in enumerate(drawn)]
+    again, own = (
+        certify(write(tmp_path, drawn, name="a.csv"), BOUND),
+        certify(write(tmp_path, named, name="b.csv"), BOUND),
+    )
+    assert (again.verdict.n, again.table.repeated) == (400, 400 - len({row[0] for row in drawn}))
+    assert own.table.repeated == 0
+    assert [point.gap for point in again.chosen.curve] == pytest.approx([point.gap for point in own.chosen.curve])
+    _, found = asked(tmp_path / "a.csv", "--eps", 0.02)
+    assert found["repeated_rows"] == again.table.repeated
+    shuffled = certify(write(tmp_path, drawn[::-1], name="c.csv"), BOUND)
+    assert shuffled.chosen.curve == again.chosen.curve
+
+
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
     rows = good(12)
     rows[1][0] = '"two\nlines"'

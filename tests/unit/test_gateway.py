@@ -1,13 +1,17 @@
 """The gateway: real HTTP against the fake model, its faults, its retries and its window."""
 
 import asyncio
+import base64
 import json
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
+from urllib.parse import quote
 
 import pytest
+import uvloop
 from aiohttp import web
 from pydantic import BaseModel
 
@@ -19,7 +23,7 @@ from domain.requests import Request, Usage, row_request
 from domain.schemas import OutputSchema
 from domain.workloads import Prices, Tier
 from infra.llm.fleet import Fleet
-from infra.llm.gateway import LONGEST_ANSWER, MOST, Gateway
+from infra.llm.gateway import LONGEST_ANSWER, MOST, Gateway, sleep_out
 from infra.llm.metering import read_meter, read_meters
 from infra.llm.replies import Reply
 from infra.llm.scripted import Fault, Rule, Script, ScriptedServer
@@ -181,6 +185,19 @@ def test_not_now_is_waited_out_while_others_are_answered_and_not_for_ever() -> N
     assert set(outcomes(replies[3])) == {THROTTLED}
 
 
+def test_no_pause_is_cut_short_by_a_clock_that_counts_whole_milliseconds() -> None:
+    async def slept(number: int) -> float:
+        await asyncio.sleep(number * 0.0007)
+        start = time.monotonic()
+        await sleep_out(0.05)
+        return time.monotonic() - start
+
+    async def all_of_them() -> list[float]:
+        return await asyncio.gather(*map(slept, range(200)))
+
+    assert min(uvloop.run(all_of_them())) >= 0.05
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
 def test_a_refusal_is_final_and_says_what_the_server_said(status: int) -> None:
     with ScriptedServer(script(Fault(kind="status", status=status))) as server:
@@ -328,6 +345,25 @@ async def test_a_redirect_is_refused_and_the_row_goes_nowhere_else(status: int) 
             reply = await gateway.send(ask())
         assert isinstance(reply.error, RequestRefused)
         assert elsewhere.calls.requests == 0
+
+
+async def test_a_server_that_repeats_our_key_is_quoted_without_it() -> None:
+    key = "a1" + "kq" * 16 + "+/="
+
+    async def repeat(request: web.Request) -> web.Response:
+        given = request.headers.get("Authorization", "")
+        encoded = base64.b64encode(given.encode()).decode()
+        return web.Response(
+            status=401, text=f"wrong key: {given} {quote(given, safe='')} {encoded} {given.encode().hex()}"
+        )
+
+    async with served(repeat) as url, Gateway([url], api_key=key, in_flight=1, deadline_s=5) as gateway:
+        reply = await gateway.send(ask())
+    for said in (str(reply.error), *(once.detail for once in reply.tries)):
+        assert said.count("wrong key") == 1
+        assert "kqkq" not in said
+        assert base64.b64encode(b"kqkqkq").decode() not in said
+        assert said.count("***") == 4
 
 
 async def test_a_body_without_end_is_cut_off() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -169,9 +170,18 @@ def test_a_gateway_that_dies_ends_its_requests_and_the_next_one_is_another() -> 
     texts = [f"hung {n}" for n in range(6)]
     before = gateway_client.start()
     with ScriptedServer(Script(faults=(Fault(kind="hang", match="hung", seconds=60),))) as server:
-        replies = asyncio.run(run(opening(server.base_url)))
+        replies = asyncio.run(run(opening(server.base_url, deadline_s=120)))
         assert [type(reply.error) for reply in replies] == [ModelUnavailable] * 8
         assert all("gateway's process has ended" in str(reply.error) for reply in replies)
+        (reply,) = answer(opening(server.base_url), ask("message"))
+    assert reply.completion is not None
+    assert gateway_client.start() != before
+
+
+def test_a_gateway_that_dies_as_a_connection_is_handed_to_it_is_replaced() -> None:
+    before = gateway_client.start()
+    gateway_client._running[os.getpid()].door.shutdown(socket.SHUT_WR)
+    with ScriptedServer(Script()) as server:
         (reply,) = answer(opening(server.base_url), ask("message"))
     assert reply.completion is not None
     assert gateway_client.start() != before

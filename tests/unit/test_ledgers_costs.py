@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from domain import errors
 from domain.costs import usd
-from domain.errors import HeadraceError, InputError, Place, RunUnderWay
+from domain.errors import HeadraceError, InputError, NothingChanged, Place, RunUnderWay
 from domain.ledgers import Conservation, Meter, reconcile
 from domain.requests import Usage
 from domain.workloads import Prices
@@ -89,10 +89,14 @@ def test_every_error_says_whether_another_try_can_help_and_what_to_do() -> None:
         if issubclass(kind, RunUnderWay):
             assert "headrace cancel 12345678" in str(kind("123456789", "host pid 1"))
             continue
+        if issubclass(kind, NothingChanged):
+            assert str(kind("123456789")).endswith(f"since run 12345678. Fix: {kind.hint}")
+            continue
         error = kind(Place("f", 1), "broken") if issubclass(kind, InputError) else kind("broken")
         assert str(error).endswith(f"broken Fix: {kind.hint}")
     assert {kind.__name__ for kind in own if kind.retryable} == {
         "AnswerGarbled",
+        "DatasetUnreachable",
         "ModelUnavailable",
         "StoreError",
         "TraceStoreError",

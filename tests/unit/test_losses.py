@@ -1,6 +1,8 @@
 """Losses: the tests at one threshold against independent sums, their exact size, and which of them is taken."""
 
 import math
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +20,14 @@ from domain.losses import (
     EXACT,
     PAIRED,
     bernstein_p,
+    betting_p,
     binomial_p,
     choose_test,
     p_values,
     paired_p,
 )
-from domain.tallies import BLOCK, PairedRows, is_binary, tally
+from domain.shortfalls import least_rows
+from domain.tallies import BLOCK, PairedRows, is_binary, saves, tally
 
 EXAMPLES = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 
@@ -217,3 +221,41 @@ def test_the_binomial_test_asks_for_fewer_losses_than_eps_and_not_for_more() -> 
     few, many = binomial_p(np.array([2.0, 30.0]), 400, 0.05)
     assert few < 1e-5
     assert many > 0.9
+
+
+def test_the_binomial_sums_of_the_paired_test_take_whole_numbers_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paired_one(9, 4, 600, 0.03)
+
+
+def test_costs_that_are_the_same_in_truth_are_never_below_nothing_nor_below_the_strong_tiers() -> None:
+    rng = np.random.default_rng(2)
+    n = 3000
+    confidence, usd = rng.random(n), rng.random(n) * np.where(rng.random(n) < 0.5, 1e3, 1e-9)
+    free = PairedRows(confidence, np.ones(n), np.ones(n), np.zeros(n), usd)
+    grid = np.array([0.5, 0.0])
+    sums = tally(free, grid)
+    assert (sums.usd[1], sums.usd_squared[1]) == (0.0, 0.0), "every row is kept and costs nothing"
+    assert sums.usd[0] == pytest.approx(usd[confidence < 0.5].sum(), rel=1e-12)
+    same = tally(replace(free, cheap_usd=usd), np.array([0.0]))
+    assert not saves(same.cost, float(usd.mean())).any()
+    assert saves(same.cost, 1.001 * float(usd.mean())).all()
+
+
+@pytest.mark.parametrize("level", [0.1, 0.01])
+def test_rows_that_betting_needs_are_named_at_once_for_any_eps_and_are_about_the_fewest_that_do(level: float) -> None:
+    for eps in (0.05, 0.01, 0.002, 0.0005):
+        rows = least_rows(Bound("absolute", eps, 0.1), level, test=BETTING)
+        passes = [
+            betting_p(np.zeros(n), low=-1, high=1, bound=eps, delta=level) <= level
+            for n in (math.floor(0.97 * rows) - 1, math.ceil(1.01 * rows))
+        ]
+        assert passes == [False, True], eps
+    for eps in (1e-6, 1e-12):
+        rows = least_rows(Bound("absolute", eps, 0.1), level, test=BETTING)
+        ends = [
+            bernstein_p(np.zeros(1), np.zeros(1), n, low=-1, high=1, bound=eps)
+            for n in (rows * 99 // 100, rows * 101 // 100)
+        ]
+        assert ends[1][0] <= level < ends[0][0], eps

@@ -181,6 +181,9 @@ def test_balanced_demos_help_a_model_that_leans_to_one_label() -> None:
     assert result.report.improved
     assert result.report.best_score > result.report.baseline_score
     assert result.report.p_value < 0.05
+    gain = result.report.gain
+    assert gain.mean == pytest.approx(result.report.best_score - result.report.baseline_score)
+    assert (gain.n, gain.low > 0, gain.low < gain.mean < gain.high) == (60, True, True)
     scores = {candidate.name: candidate for candidate in result.report.candidates}
     assert len({demo.output["topic"] for demo in scores["balanced-2"].prompt.demos}) == 2
     assert {demo.output["topic"] for demo in scores["balanced-4"].prompt.demos} == set(LABELS)
@@ -284,6 +287,14 @@ def test_proposals_are_free_text_and_samples_of_one_prompt_differ_in_seed() -> N
     assert all(set(body) == {"model", "messages", "temperature", "seed", "max_tokens"} for body in written)
     assert {(body["temperature"], body["max_tokens"]) for body in written} == {(1.4, 512)}
     assert {body["seed"] for body in written if body["messages"] == written[-1]["messages"]} == {0, 1}
+
+
+def test_threads_that_ask_the_same_at_once_wait_for_one_answer() -> None:
+    model = Model(fails=lambda _n, _request: time.sleep(0.01))
+    counts: list[int] = []
+    compiled(model, OptimizerName.SIMBA, options={"threads": 8}, on_call=counts.append)
+    asked = [request.hash for request in model.requests]
+    assert len(asked) == len(set(asked)) == len(counts)
 
 
 def test_rollouts_are_warm_and_differ_in_seed() -> None:
