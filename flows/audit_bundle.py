@@ -6,7 +6,8 @@ from domain.workloads import EngineName, TierName
 from tasks.auditing import conclude_audit, pick_rows, raise_alarm
 from tasks.chunking import incoming_chunks
 from tasks.generating import generate_chunk
-from tasks.references import AuditRef
+from tasks.naming import named
+from tasks.references import AuditRef, Limits
 from tasks.routing import load_champion, settle_chunk
 from tasks.running import close_run, note_failure, open_run, stoppable
 from tasks.validating import validate_chunk
@@ -14,7 +15,7 @@ from tasks.validating import validate_chunk
 
 @flow(
     name="audit-bundle",
-    flow_run_name="audit-{workload}",
+    flow_run_name=named("audit"),
     on_failure=[note_failure],
     on_crashed=[note_failure],
     on_cancellation=[note_failure],
@@ -40,7 +41,7 @@ def audit_bundle(
         max_usd: Choose no more rows than this pays for, list price in USD, and pause the run before it has spent more.
         max_tokens: Pause the run before it has used more tokens; `headrace resume` raises it.
     """
-    run = open_run("audit", workload, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
+    run = open_run("audit", workload, limits=Limits(engine=engine, max_usd=max_usd, max_tokens=max_tokens))
     bundle = load_champion(run)
     picked = pick_rows(run, bundle, share=share, max_rows=max_rows)
     data = picked.data

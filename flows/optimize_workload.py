@@ -2,23 +2,24 @@
 
 from prefect import flow
 
-from domain.workloads import EngineName, TierName
+from domain.workloads import EngineName, Scope, TierName
 from tasks.approving import await_approval
 from tasks.chunking import judged_chunks
 from tasks.compiling import compile_prompt
 from tasks.evaluating import confirm_spans, export_evaluation, score_tier
 from tasks.generating import generate_chunk
+from tasks.naming import named
 from tasks.promoting import promote_bundle
-from tasks.references import BundleRef
+from tasks.references import BundleRef, Limits
 from tasks.running import close_run, note_failure, open_run, stoppable
-from tasks.snapshotting import snapshot_dataset
+from tasks.snapshotting import changed, snapshot_dataset
 from tasks.tuning import tune_router
 from tasks.validating import validate_chunk
 
 
 @flow(
     name="optimize-workload",
-    flow_run_name="optimize-{workload}",
+    flow_run_name=named("optimize"),
     on_failure=[note_failure],
     on_crashed=[note_failure],
     on_cancellation=[note_failure],
@@ -31,6 +32,9 @@ def optimize_workload(
     max_usd: float | None = None,
     max_tokens: int | None = None,
     approval: bool = False,
+    scope: Scope = Scope.FULL,
+    only_changed: bool = False,
+    version: str | None = None,
 ) -> BundleRef:
     """Find the cheapest way to run a workload at the promised quality.
 
@@ -41,10 +45,15 @@ def optimize_workload(
         max_usd: Pause the run before it has spent more than this, list price in USD; `headrace resume` raises it.
         max_tokens: The same in tokens, prompt and completion together.
         approval: Wait until somebody resumes the run; an audit's alarm starts it so where `router.retune` says so.
+        scope: full compiles, tunes and promotes; retune keeps the champion's prompts and looks for a new threshold;
+            recheck keeps the champion if its certificate holds on the rows as they are now, and retunes if not.
+        only_changed: End at once when neither rows nor workload have changed since the last complete run.
+        version: A dataset version of the ledger, instead of reading the dataset again.
     """
     await_approval(approval)
-    run = open_run("optimize", workload, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
-    data = snapshot_dataset(run, max_rows=max_rows)
+    limits = Limits(engine=engine, max_usd=max_usd, max_tokens=max_tokens)
+    run = open_run("optimize", workload, limits=limits, scope=scope, only_changed=only_changed)
+    data = changed(snapshot_dataset(run, max_rows=max_rows, version=version))
     prompts = [compile_prompt(run, data, tier) for tier in TierName]
     generated = {p.tier: [generate_chunk(run, data, p, c) for c in judged_chunks(run, data, p.tier)] for p in prompts}
     validated = {p.tier: [validate_chunk(run, data, p, c) for c in generated[p.tier]] for p in prompts}

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from domain.bundles import Bundle, Gate, gate, gate_report
 from domain.datasets import Split
-from domain.errors import NotFound, PromotionRefused
+from domain.errors import InputError, NotFound, Place, PromotionRefused
 from domain.figures import Row, figures_of, loss_of
 from domain.promotions import Act, former_champion
 from domain.validities import examine
+from infra import notices
 from infra.db.session import transaction
 from infra.db.store import audits, bundles, promotions, runs
 from infra.db.store.bundles import StoredBundle
+from infra.db.store.runs import RunRecord
 from infra.pairs import bundled_pairs
 from infra.serving import present_of
 from infra.settings import Settings
@@ -65,6 +67,8 @@ def promote(reference: str, loaded: LoadedWorkload, settings: Settings, *, force
         promotions.record(
             db, act, workload=bundle.workload, to_hash=bundle.hash, who=os_user(), reason=reason, gate=report
         )
+        reasons = [*verdict.reasons, *([reason] if reason else [])]
+        notices.promotion(db, act, workload=bundle.workload, bundle_hash=bundle.hash, reasons=reasons)
     if act is Act.REFUSED:
         raise PromotionRefused(f"the gate refuses {bundle.hash[:12]}: {'; '.join(verdict.reasons)}.")
     return Moved(bundle, champion, act, verdict)
@@ -85,15 +89,33 @@ def roll_back(workload: str, *, reason: str | None) -> Moved:
             )
         bundle = bundles.load_bundle(db, before)
         promotions.record(db, Act.ROLLED_BACK, workload=workload, to_hash=before, who=os_user(), reason=reason)
+        reasons = [reason] if reason else []
+        notices.promotion(db, Act.ROLLED_BACK, workload=workload, bundle_hash=before, reasons=reasons)
     return Moved(bundle, now, Act.ROLLED_BACK, None)
 
 
 def judged_rows(stored: StoredBundle, *splits: Split) -> list[Row]:
     """The rows of these splits with both tiers' answers in the run that made a bundle; none without that run."""
-    if stored.run_id is None:
-        return []
-    with transaction() as db:
-        run = runs.load_run(db, stored.run_id)
-    if run.dataset_version is None:
+    run = _maker(stored)
+    if run is None or run.dataset_version is None:
         return []
     return bundled_pairs(stored.bundle, run.id, run.dataset_version, run.spec["metric"], *splits)
+
+
+def require_one_metric(one: StoredBundle, two: StoredBundle) -> None:
+    """Raises InputError when the runs that made two bundles were scored by different metrics: no difference of such
+    scores means anything."""
+    a, b = (run.spec["metric"] if run else None for run in (_maker(one), _maker(two)))
+    if a and b and a != b:
+        raise InputError(
+            Place(f"bundles {one.bundle.hash[:12]} and {two.bundle.hash[:12]}"),
+            f"the one was scored by {a!r}, the other by {b!r}",
+            hint="Compare bundles of one metric; `headrace run` makes one with the metric of today.",
+        )
+
+
+def _maker(stored: StoredBundle) -> RunRecord | None:
+    if stored.run_id is None:
+        return None
+    with transaction() as db:
+        return runs.load_run(db, stored.run_id)

@@ -71,6 +71,13 @@ def look(bundle_hash: str, routes: Sequence[Route], *, share: float) -> Looked:
     return found
 
 
+def still_unaudited(bundle_hash: str, picked: Sequence[tuple[str, str]]) -> list[Route]:
+    """Those of an audit's batches (run, dataset version) that no other audit concluded while this one was paused."""
+    with transaction() as db:
+        unaudited = audits.unaudited_routes(db, bundle_hash)
+    return [route for route in (Route(*given) for given in picked) if route in unaudited]
+
+
 def _routed(run_id: str) -> Iterator[RoutedRow]:
     after = -1
     while True:

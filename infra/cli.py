@@ -1,6 +1,5 @@
 """`headrace`: what people type. Exit codes: 0 fine, 1 a check or a run failed, 2 wrong use, 3 something is down."""
 
-import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,8 +9,21 @@ import typer
 from rich.console import Console
 
 from domain.errors import HeadraceError, InputError, NotFound
-from domain.workloads import EngineName
-from infra import cli_bundles, cli_certify, cli_replay, cli_watch, services, stack, startup, terminal
+from domain.workloads import EngineName, Scope
+from infra import (
+    cli_bundles,
+    cli_certify,
+    cli_dashboard,
+    cli_notices,
+    cli_operations,
+    cli_replay,
+    cli_watch,
+    cli_webhooks,
+    services,
+    stack,
+    startup,
+    terminal,
+)
 from infra.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -41,14 +53,6 @@ def _exit_code(error: HeadraceError) -> int:
     return 3 if error.retryable or isinstance(error, startup.StackError) else 1
 
 
-def _connect(settings: Settings) -> None:
-    """Let this process reach the stack as the worker does; what the user gave stays.
-
-    Whatever imports Prefect is imported after this: Prefect reads the environment once, at its import.
-    """
-    os.environ.update(stack.environment(settings))
-
-
 @app.command()
 def up() -> None:
     """Start the embedded stack, prepare databases and deployments."""
@@ -70,15 +74,16 @@ def _idle_engines(settings: Settings, workload: str) -> frozenset[str]:
 def _up(settings: Settings, *, leave_out: frozenset[str] = frozenset()) -> None:
     with terminal.service_board(console) as report:
         wanted = stack.embedded(settings) - leave_out
-        stack.up(settings, only=wanted - {"worker"}, report=report)
-        _connect(settings)
+        stack.up(settings, only=wanted - services.OURS.keys(), report=report)
+        stack.connect()
         from infra.db.session import migrate
-        from infra.deployments import deploy
+        from infra.deploying import deploy
 
         migrate()
         fresh = deploy(home=settings.home)
         stack.up(settings, only=wanted, report=report)
-    console.print(f"  deployments     {'applied' if fresh else 'up to date'}   work pool: local   worker: up")
+    worker = "up" if "worker" in wanted else "elsewhere"
+    console.print(f"  deployments     {'applied' if fresh else 'up to date'}   work pool: local   worker: {worker}")
 
 
 @app.command()
@@ -111,17 +116,23 @@ def logs(service: str, lines: Annotated[int, typer.Option(min=1)] = 50) -> None:
 
 
 @app.command()
-def deploy() -> None:
-    """Apply prefect.yaml to the Prefect server."""
+def deploy(
+    workload: Annotated[
+        str,
+        typer.Argument(help="Deploy the flows for this workload too: its name, or a path."),
+    ] = "",
+) -> None:
+    """Apply prefect.yaml to the Prefect server; with a workload, also the same four flows for it."""
     settings = load_settings()
-    _connect(settings)
-    from infra import deployments
+    stack.connect()
+    from infra import deploying
 
-    console.print("applied" if deployments.deploy(home=settings.home) else "up to date")
+    applied = deploying.deploy(home=settings.home, workload=workload or None)
+    console.print("applied" if applied else "up to date")
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - its options are what people type
     workload: WorkloadName = "support-triage",
     with_up: Annotated[bool, typer.Option("--up", help="Start the stack first.")] = False,
     route: Annotated[bool, typer.Option(help="Answer the workload's incoming rows afterwards.")] = True,
@@ -131,6 +142,10 @@ def run(
     ] = None,
     max_usd: MaxUsd = None,
     max_tokens: MaxTokens = None,
+    scope: Annotated[
+        Scope, typer.Option(help="full; retune: the champion's prompts; recheck: its certificate first.")
+    ] = Scope.FULL,
+    only_changed: Annotated[bool, typer.Option("--only-changed", help="End at once when nothing has changed.")] = False,
 ) -> None:
     """Optimise a workload, then route its incoming rows with the bundle that was promoted."""
     settings = load_settings()
@@ -139,11 +154,12 @@ def run(
         if with_up:
             with _stage("stack"):
                 _up(settings, leave_out=_idle_engines(settings, workload))
-        _connect(settings)
+        stack.connect()
         from infra import running
 
         limits = running.Limits(max_rows=max_rows, engine=engine, max_usd=max_usd, max_tokens=max_tokens)
-        running.optimize_then_route(load_settings(), workload, limits=limits, route=route, console=console)
+        asked = running.Asked(scope=scope, only_changed=only_changed)
+        running.optimize_then_route(load_settings(), workload, limits=limits, asked=asked, route=route, console=console)
 
 
 @contextmanager
@@ -167,7 +183,7 @@ def _ctrl_c(settings: Settings, *, stop_stack: bool) -> Generator[None]:
 @app.command()
 def cancel(run_id: RunId, wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True) -> None:
     """Stop a run; what is finished is kept, `headrace resume` does the rest."""
-    _connect(load_settings())
+    stack.connect()
     from infra import stopping
 
     if not stopping.cancel(run_id, console, load_settings(), wait=wait) and wait:
@@ -178,7 +194,7 @@ def cancel(run_id: RunId, wait: Annotated[bool, typer.Option(help="Wait until th
 def resume(run_id: RunId, max_usd: MaxUsd = None, max_tokens: MaxTokens = None) -> None:
     """Go on with a run that was cancelled, paused, failed or lost; exactly the rest is done."""
     settings = load_settings()
-    _connect(settings)
+    stack.connect()
     from infra import running
 
     with _ctrl_c(settings, stop_stack=False):
@@ -188,7 +204,7 @@ def resume(run_id: RunId, max_usd: MaxUsd = None, max_tokens: MaxTokens = None) 
 @app.command()
 def runs(as_json: AsJson = False, limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
     """List the newest runs."""
-    _connect(load_settings())
+    stack.connect()
     from infra import showing
 
     showing.list_runs(console, limit=limit, as_json=as_json)
@@ -201,7 +217,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: its figures, or its quarantine."""
-    _connect(load_settings())
+    stack.connect()
     from infra import showing
 
     showing.show_run(console, run_id, quarantined=quarantined, as_json=as_json)
@@ -214,7 +230,7 @@ def doctor(
 ) -> None:
     """Check the services and the ledger's equations: rows are conserved, tokens reconcile."""
     settings = load_settings()
-    _connect(settings)
+    stack.connect()
     from infra import showing
 
     well = showing.check(console, settings, run_id or None, as_json=as_json)
@@ -226,6 +242,10 @@ app.add_typer(cli_certify.verbs)
 app.add_typer(cli_replay.verbs)
 app.add_typer(cli_bundles.verbs)
 app.add_typer(cli_watch.verbs)
+app.add_typer(cli_webhooks.verbs)
+app.add_typer(cli_notices.verbs)
+app.add_typer(cli_operations.verbs)
+app.add_typer(cli_dashboard.verbs)
 
 
 if __name__ == "__main__":

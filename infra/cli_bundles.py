@@ -1,6 +1,5 @@
 """The verbs on bundles: list, show, diff, promote, roll back; and on runs: diff, gate."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,6 @@ from rich.console import Console
 
 from domain.errors import TraceStoreError
 from infra import stack
-from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from infra.aliasing import Moved
@@ -25,19 +23,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of
 Folder = Annotated[str, typer.Option("--workload", help="The workload's folder, where it is not found by its name.")]
 
 
-def _connected() -> Settings:
-    """Let this process reach the stack; the settings with the stack's addresses in them."""
-    os.environ.update(stack.environment(load_settings()))
-    return load_settings()
-
-
 @verbs.command()
 def bundles(
     workload: Annotated[str, typer.Option(help="Only those of this workload, by its name.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """List the bundles, newest first."""
-    _connected()
+    stack.connect()
     from infra import showing_bundles
 
     showing_bundles.list_bundles(console, workload or None, as_json=as_json)
@@ -46,7 +38,7 @@ def bundles(
 @one.command()
 def show(bundle: Reference, workload: Folder = "", as_json: AsJson = False) -> None:
     """Show a bundle: what it promises, whether that still holds, where it comes from, who promoted it."""
-    settings = _connected()
+    settings = stack.connect()
     from infra import showing_bundles
 
     showing_bundles.show_bundle(console, bundle, workload, settings, as_json=as_json)
@@ -59,7 +51,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show what differs between two bundles, and what they did to the rows that both answered."""
-    _connected()
+    stack.connect()
     from infra import showing_diffs
 
     showing_diffs.show_diff(console, before, after, as_json=as_json)
@@ -72,7 +64,7 @@ def diff_(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs row by row: quality, cost, flipped rows, and what each flip is put down to."""
-    _connected()
+    stack.connect()
     from infra import showing_run_diffs
 
     showing_run_diffs.show(console, before, after, as_json=as_json)
@@ -91,7 +83,7 @@ def gate(
     as_json: AsJson = False,
 ) -> None:
     """Judge a run for continuous integration: 0 passed, 1 failed, 2 wrong use, 3 something is down."""
-    _connected()
+    stack.connect()
     from infra import gating
 
     found = gating.gate_run(run, against, max_drop=max_drop, prove=prove)
@@ -113,7 +105,7 @@ def promote(
     """Make a bundle champion when it passes the gate: 0 done, 1 refused, 2 wrong use, 3 MLflow is down."""
     if force and not reason.strip():
         raise typer.BadParameter('--force needs --reason "…"')
-    settings = _connected()
+    settings = stack.connect()
     from infra import aliasing, showing_bundles
     from infra.workloads import find_workload, load_workload
 
@@ -130,7 +122,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the champion before this one champion again: 0 done, 1 there was none, 2 wrong use, 3 MLflow is down."""
-    settings = _connected()
+    settings = stack.connect()
     from infra import aliasing
     from infra.workloads import find_workload, load_workload
 

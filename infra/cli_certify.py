@@ -1,11 +1,14 @@
 """The verb `certify`: a certificate for a table of anybody's router. No stack, no database."""
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from domain.errors import HeadraceError
 
 verbs = typer.Typer()
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -15,7 +18,7 @@ Table = Annotated[
     typer.Argument(
         metavar="TABLE.csv",
         help="Columns id, cheap_quality, strong_quality, cheap_cost, strong_cost, and confidences: those called conf…, "
-        "or else every other column of numbers. The higher, the surer; empty or NaN: always escalate.",
+        "or else every other column of numbers, none called strong…. The higher, the surer; empty or NaN: escalate.",
     ),
 ]
 Eps = Annotated[
@@ -40,9 +43,16 @@ Agreement = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 
 
+CLOSEST = 1e-12
+"""To 0 and to 1: beyond, sums of this precision say nothing."""
+INTERRUPTED, UNEXPECTED = 130, 70
+"""Exit codes of what is no verdict: 1 means "not certified" and nothing else."""
+
+
 def _share(name: str, value: float) -> float:
-    if not 0 < value < 1:
-        raise typer.BadParameter(f"{value:g} is not between 0 and 1", param_hint=f"--{name}")
+    if not CLOSEST <= value <= 1 - CLOSEST:
+        said = f"{value:g} is not between 0 and 1 (at least {CLOSEST:g} from either)"
+        raise typer.BadParameter(said, param_hint=f"--{name}")
     return value
 
 
@@ -59,15 +69,23 @@ def certify(
     """Certify the cheapest safe threshold of any router from a csv file: 0 certified, 1 not certified, 2 bad input."""
     if rho is not None and (eps is not None or agreement):
         raise typer.BadParameter("it stands instead of --eps, and agreement knows no --rho", param_hint="--rho")
-    from domain.certificates import Bound
-    from infra import certifying, showing_certificates
-
     _share("delta", delta)
     if rho is not None:
-        bound = Bound("relative", _share("rho", rho), delta)
+        kind, most = "relative", _share("rho", rho)
     else:
-        bound = Bound("agreement" if agreement else "absolute", _share("eps", 0.02 if eps is None else eps), delta)
-    found = certifying.certify(table, bound, signals=signal or ())
-    showing_certificates.show_certified(console, found, as_json=as_json)
+        kind, most = "agreement" if agreement else "absolute", _share("eps", 0.02 if eps is None else eps)
+    try:
+        from domain.certificates import Bound
+        from infra import certifying, showing_certificates
+
+        found = certifying.certify(table, Bound(kind, most, delta), signals=signal or ())
+        showing_certificates.show_certified(console, found, as_json=as_json)
+    except HeadraceError:
+        raise
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception:  # noqa: BLE001 - whatever it is, it is not the verdict that exit code 1 means
+        traceback.print_exc()
+        raise typer.Exit(UNEXPECTED) from None
     if not found.verdict.certified:
         raise typer.Exit(1)

@@ -1,6 +1,5 @@
 """The verbs on past runs: replay, reproduce, export, import."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ import typer
 from rich.console import Console
 
 from infra import stack
-from infra.settings import Settings, load_settings
+from infra.settings import Settings
 
 verbs = typer.Typer()
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -19,12 +18,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of
 Where = Annotated[
     str, typer.Option("--workload", help="The workload's folder, where it is not found by the run's workload's name.")
 ]
-
-
-def _connected() -> Settings:
-    """Let this process reach the stack; the settings with the stack's addresses in them."""
-    os.environ.update(stack.environment(load_settings()))
-    return load_settings()
 
 
 def _find(settings: Settings, run_id: str, workload: str) -> tuple[str, Path]:
@@ -41,7 +34,7 @@ def _find(settings: Settings, run_id: str, workload: str) -> tuple[str, Path]:
 @verbs.command()
 def replay(run_id: RunId, workload: Where = "", as_json: AsJson = False) -> None:
     """Make every decision of a run again from the ledger, the network off: 0 identical, 1 divergent, 2 cannot."""
-    settings = _connected()
+    settings = stack.connect()
     from infra import replaying, showing_replays
     from infra.sealing import seal
 
@@ -62,7 +55,7 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Ask the live models some of a run's requests again, and say how many answers still agree."""
-    settings = _connected()
+    settings = stack.connect()
     from infra import reproducing, showing_reproductions
 
     run, folder = _find(settings, run_id, workload)
@@ -78,7 +71,7 @@ def export_(
     file: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="What is written.")],
 ) -> None:
     """Write a run with all that its replay needs into a zip file, or a bundle into a folder of plain files."""
-    _connected()
+    stack.connect()
     from infra.bundle_folders import export_bundle, is_bundle
     from infra.exchange import export_run
 
@@ -92,7 +85,7 @@ def export_(
 @verbs.command(name="import")
 def import_(file: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="What `export` wrote.")]) -> None:
     """Add an exported run or bundle to this ledger; no alias moves, and a bundle's every byte is checked."""
-    _connected()
+    stack.connect()
     from infra.bundle_folders import import_bundle
     from infra.db.session import migrate
     from infra.exchange import import_runs

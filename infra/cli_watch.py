@@ -1,6 +1,5 @@
 """The verbs that watch a bundle in use: audit, the list of audits, and labels that arrive late."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,6 @@ import typer
 from rich.console import Console
 
 from infra import stack
-from infra.settings import Settings, load_settings
 
 verbs = typer.Typer()
 late = typer.Typer(invoke_without_command=True, help="Labels that arrive after rows were routed: count, import.")
@@ -20,12 +18,6 @@ WorkloadName = Annotated[str, typer.Argument(help="A name below the workloads fo
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 
 
-def _connected() -> Settings:
-    """Let this process reach the stack; the settings with the stack's addresses in them."""
-    os.environ.update(stack.environment(load_settings()))
-    return load_settings()
-
-
 @verbs.command()
 def audit(
     workload: WorkloadName = "support-triage",
@@ -33,17 +25,22 @@ def audit(
     max_rows: Annotated[int, typer.Option(min=0, help="Ask the strong tier about so many rows at most.")] = 500,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Choose no more rows than this pays for, USD.")] = None,
     alpha: Annotated[
-        float, typer.Option(min=1e-6, max=0.5, help="Chance of a false alarm over the bundle's life.")
+        float, typer.Option(min=1e-6, max=0.5, help="Chance of a false alarm of the e-process, ever.")
     ] = 0.05,
     as_json: AsJson = False,
 ) -> None:
-    """Audit the champion on what it has routed since the last audit: 0 nothing is held against it, 1 alarm."""
-    settings = _connected()
-    from infra import running, showing_audits
+    """Audit the champion on what it has routed since the last audit: 0 nothing is held against it, 1 alarm or void,
+    3 the audit did not end."""
+    settings = stack.connect()
+    from infra import following, running, showing_audits, terminal
 
     limits = {"share": share, "max_rows": max_rows, "max_usd": max_usd, "alpha": alpha}
     silent = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console
-    run_id = running.audit(settings, workload, limits=limits, console=silent)
+    try:
+        run_id = running.audit(settings, workload, limits=limits, console=silent)
+    except following.RunFailed as error:  # nothing is known of the promise: not the exit code of an alarm
+        Console(stderr=True, highlight=False, soft_wrap=True).print(terminal.failure(error))
+        raise typer.Exit(3) from error
     if not showing_audits.show_audit(console, str(run_id), as_json=as_json):
         raise typer.Exit(1)
 
@@ -51,7 +48,7 @@ def audit(
 @verbs.command()
 def audits(workload: WorkloadName = "support-triage", as_json: AsJson = False) -> None:
     """List the audits of a workload."""
-    settings = _connected()
+    settings = stack.connect()
     from infra import showing_audits
     from infra.workloads import find_workload, load_workload
 
@@ -64,7 +61,7 @@ def labels(context: typer.Context, as_json: AsJson = False) -> None:
     """Count the labels that arrived late, and the audited rows that wait for one."""
     if context.invoked_subcommand is not None:
         return
-    _connected()
+    stack.connect()
     from infra import showing_audits
 
     showing_audits.list_labels(console, as_json=as_json)
@@ -80,7 +77,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Import right answers by row id, in the columns that the workload's dataset names: 0 all, 1 with faults."""
-    settings = _connected()
+    settings = stack.connect()
     from infra import showing_audits
     from infra.labels import import_labels
     from infra.workloads import find_workload, load_workload

@@ -1,13 +1,19 @@
 """Two runs out of the ledger, side by side."""
 
+from collections import defaultdict
+from collections.abc import Mapping
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from domain.errors import NotFound
+from domain.figures import usd_by
 from domain.requests import Frame
 from domain.run_diffs import Ended, RunDiff, Said, diff_runs
+from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import bundles, runs
+from infra.db.store.answers import answer_of
 from infra.db.store.runs import RunRecord
 from infra.db.tables import (
     AnswerRow,
@@ -43,7 +49,7 @@ def _threshold(db: Session, run: RunRecord) -> float | None:
 
 def _ended(db: Session, run: RunRecord) -> list[Ended]:
     """How each row of a run ended; rows that could not be read are in neither."""
-    said = _said(db, run.id)
+    said, spent = _said(db, run.id), _spent(db, run)
     outcomes = {row.record_key: row for row in db.scalars(select(OutcomeRow).where(OutcomeRow.run_id == run.id))}
     scores = {
         (row.record_key, row.tier): row.value
@@ -65,8 +71,26 @@ def _ended(db: Session, run: RunRecord) -> list[Ended]:
             continue  # the run did not come to it
         tier = outcome.tier if outcome else None
         quality = scores.get((key, tier)) if tier else None
-        usd = outcome.usd if outcome else 0.0
+        usd = outcome.usd if outcome else spent.get(key, 0.0)
         found.append(Ended(name, key, outcome.output if outcome else None, tier, usd, quality, said.get(key, {})))
+    return found
+
+
+def _spent(db: Session, run: RunRecord) -> Mapping[str, float]:
+    """USD that the answers to each row in quarantine took, as far as the run's bundle asks for them (the dashboard's
+    view `answer_prices` says the same)."""
+    bundle = bundles.load_bundle(db, run.bundle_hash) if run.bundle_hash else None
+    asked = [TierName.STRONG] if bundle and _threshold(db, run) is None else list(TierName)
+    query = (
+        select(AnswerRow)
+        .join(QuarantinedRow, QuarantinedRow.record_key == AnswerRow.record_key)
+        .where(QuarantinedRow.run_id == run.id, AnswerRow.run_id == run.id, AnswerRow.tier.in_(asked))
+    )
+    found: defaultdict[str, float] = defaultdict(float)
+    for row in db.scalars(query):
+        answer = answer_of(row).as_tier_answer()
+        own = bundle.routing.signal if bundle and run.kind == "optimize" else None
+        found[row.record_key] += answer.usd if own is None else usd_by(answer, own)
     return found
 
 

@@ -38,7 +38,10 @@ def known(settings: Settings) -> list[str]:
     """Every generated value, so that a log excerpt shown to somebody can be cleaned of them."""
     path = settings.home / "secrets"
     files = (file for file in path.iterdir() if file.is_file() and file.suffix == "") if path.is_dir() else ()
-    values = [file.read_text().strip() for file in files if file.name != "pgpass"]
+    # A source of webhooks may have several, one to a line.
+    values = [
+        line.strip() for file in files if not file.name.startswith("pgpass") for line in file.read_text().splitlines()
+    ]
     pgpass = path / "pgpass"
     if pgpass.exists():
         values += [line.rpartition(":")[2] for line in pgpass.read_text().splitlines()]
@@ -48,3 +51,19 @@ def known(settings: Settings) -> list[str]:
 def dump(path: Path, value: object) -> None:
     """Write JSON only its owner reads, the same text for the same value."""
     write(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def prefect_auth(settings: Settings) -> str:
+    """User and password of the embedded Prefect server."""
+    return f"headrace:{secret(settings, 'prefect-password')}"
+
+
+def phoenix_key(settings: Settings) -> str:
+    """The embedded Phoenix's administrator secret, which it takes as an API key."""
+    return secret(settings, "phoenix-api-key")
+
+
+def model_key(settings: Settings) -> str:
+    """Bearer key of the embedded engines: the user's, or a generated one."""
+    given = settings.model_api_key
+    return given.get_secret_value() if given else secret(settings, "model-api-key")

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -13,13 +13,15 @@ from sqlalchemy import ColumnElement, DateTime, Select, Table, select
 from sqlalchemy.orm import Session, aliased
 
 from domain.bundles import Bundle
+from domain.canonical import digest
 from domain.datasets import Split, cut_train
 from domain.errors import InputError, Place
-from domain.requests import Frame, Request
+from domain.prompts import PromptVersion
+from domain.requests import Frame, Request, request_hash
 from domain.workloads import TierName, Workload
 from infra.db.bundle_tables import BundleRow, PromotionRow, TuningRow
 from infra.db.session import transaction
-from infra.db.store import datasets, runs
+from infra.db.store import datasets, imports, runs
 from infra.db.store.writing import add
 from infra.db.tables import (
     AnswerRow,
@@ -29,6 +31,7 @@ from infra.db.tables import (
     CompletionRow,
     DatasetVersionRow,
     FrameRow,
+    ImportedAnswerRow,
     OutcomeRow,
     PromptVersionRow,
     QuarantinedRow,
@@ -89,8 +92,9 @@ def export_run(run_id: str, file: Path) -> dict[str, int]:
 def import_runs(file: Path) -> dict[str, int]:
     """Add an exported run to this ledger; what is there already stays. Returns the rows of each table.
 
-    Raises InputError, and then nothing was written, when the file is none of ours or when this ledger holds other
-    answers to the same requests: there the run would not follow from its answers any more.
+    Raises InputError, and then nothing was written, when the file is none of ours, when a row is not what its hash
+    says, or when this ledger holds other answers to the same requests: there the run would not follow from its answers
+    any more. What models answered, scores and states have no hash: they are believed as they are.
     """
     try:
         with zipfile.ZipFile(file) as archive, transaction() as db:
@@ -98,7 +102,9 @@ def import_runs(file: Path) -> dict[str, int]:
             if manifest.get("format") != FORMAT:
                 raise InputError(Place(str(file)), f"its format is {manifest.get('format')!r}, not {FORMAT}")
             order = [table.name for table in Base.metadata.sorted_tables if table.name in manifest["tables"]]
-            return {name: _read(db, archive, name, file) for name in order if name in TABLES}
+            written = {name: _read(db, archive, name, file) for name in order if name in TABLES}
+            _note_answers(db, archive, str(manifest["run"]))
+            return written
     except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, OSError) as error:
         raise InputError(Place(str(file)), f"this is no exported run: {error}"[:300]) from error
 
@@ -112,7 +118,8 @@ def _selections(db: Session, run_ids: list[str]) -> dict[str, Select[Any]]:
     prompts = {bundle[tier].prompt.hash for bundle in bundles for tier in TierName}
     asked = select(AttemptRow.request_hash).where(AttemptRow.run_id.in_(run_ids))
     answered = select(AnswerRow.request_hash).where(AnswerRow.run_id.in_(run_ids))
-    known = asked.union(answered, _behind_reused(run_ids))
+    brought = select(ImportedAnswerRow.request_hash).where(ImportedAnswerRow.run_id.in_(run_ids))
+    known = asked.union(answered, brought, _behind_reused(run_ids))
     answers = CompletionRow.request_hash.in_(known) | CompletionRow.request_hash.in_(
         _behind_priors(db, run_ids, bundles)
     )
@@ -120,7 +127,9 @@ def _selections(db: Session, run_ids: list[str]) -> dict[str, Select[Any]]:
         DatasetVersionRow: DatasetVersionRow.hash.in_(versions),
         RecordRow: RecordRow.dataset_version.in_(versions),
         BadRowRow: BadRowRow.dataset_version.in_(versions),
-        PromptVersionRow: PromptVersionRow.hash.in_(prompts),
+        PromptVersionRow: PromptVersionRow.hash.in_(prompts)
+        # Another workload may have come to the very same prompt.
+        & PromptVersionRow.workload.in_({bundle.workload for bundle in bundles}),
         RunRow: RunRow.id.in_(run_ids),
         FrameRow: FrameRow.hash.in_(select(CompletionRow.frame_hash).where(answers)),
         CompletionRow: answers,
@@ -190,11 +199,22 @@ def _read(db: Session, archive: zipfile.ZipFile, name: str, file: Path) -> int:
     with archive.open(f"{name}.jsonl") as entry:
         lines = _lines(io.TextIOWrapper(entry, encoding="utf-8"))
         while some := [_typed(json.loads(line), moments) for line in islice(lines, BATCH)]:
+            _refuse_other_hashes(table, some, file)
             if table is CompletionRow:
                 _refuse_other_answers(db, some, file)
             add(db, table, some)
             written += len(some)
     return written
+
+
+def _note_answers(db: Session, archive: zipfile.ZipFile, run_id: str) -> None:
+    """Say which answers the runs need that none of their calls names: retention would take them for nobody's."""
+    run_ids = imports.run_and_maker(db, run_id)
+    with archive.open(f"{CompletionRow.__tablename__}.jsonl") as entry:
+        lines = _lines(io.TextIOWrapper(entry, encoding="utf-8"))
+        while hashes := [json.loads(line)["request_hash"] for line in islice(lines, BATCH)]:
+            imports.note_answers(db, run_ids, hashes)
+    imports.forget_named(db, run_ids)
 
 
 def _lines(stream: io.TextIOWrapper) -> Iterator[str]:
@@ -209,6 +229,30 @@ def _typed(row: dict[str, Any], moments: set[str]) -> dict[str, Any]:
         key: datetime.fromisoformat(value) if key in moments and value is not None else value
         for key, value in row.items()
     }
+
+
+def _refuse_other_hashes(table: type[Base], rows: list[dict[str, Any]], file: Path) -> None:
+    """What is named by what it says must say that: a row that was changed on the way is not taken."""
+    hashed = _HASHED.get(table)
+    if hashed is None:
+        return
+    name, of = hashed
+    for row in rows:
+        if of(row) != row[name]:
+            raise InputError(
+                Place(str(file), field=f"{table.__tablename__}.{name}"),
+                f"{row[name][:12]} is not the hash of what it stands for: the row was changed after the export",
+                hint="Export the run again with `headrace export RUN run.zip`.",
+            )
+
+
+_HASHED: dict[type[Base], tuple[str, Callable[[dict[str, Any]], str]]] = {
+    RecordRow: ("key", lambda row: digest({"id": row["record_id"], "inputs": row["inputs"], "gold": row["gold"]})),
+    PromptVersionRow: ("hash", lambda row: PromptVersion.model_validate(row["body"]).hash),
+    FrameRow: ("hash", lambda row: Frame(row["body"], row["revision"]).hash),
+    CompletionRow: ("request_hash", lambda row: request_hash(row["frame_hash"], row["last_message"])),
+    BundleRow: ("hash", lambda row: Bundle.model_validate(row["body"]).hash),
+}
 
 
 def _refuse_other_answers(db: Session, rows: list[dict[str, Any]], file: Path) -> None:

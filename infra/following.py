@@ -18,6 +18,7 @@ from infra.deployments import state_of
 
 LOOK_EVERY_S = 0.7
 SAY_EVERY_S = 10.0
+WELL = ("Completed", "Unchanged")
 RESUMABLE = ("Cancelled", "Crashed")
 """States whose message does not say what to do."""
 
@@ -38,7 +39,7 @@ def follow(run_id: UUID, console: Console) -> None:
             if final:
                 break
             time.sleep(LOOK_EVERY_S)
-    if name != "Completed":
+    if name not in WELL:
         hint = f"Go on with `headrace resume {str(run_id)[:8]}`." if name in RESUMABLE else None
         raise RunFailed(f"run {str(run_id)[:8]} ended as {name}: {message}", hint=hint)
 

@@ -17,10 +17,11 @@ from domain.datasets import Split
 from domain.errors import InputError, NotFound, Place
 from domain.regressions import Regression, judge_regression
 from domain.workloads import TierName
-from infra.aliasing import judged_rows
+from infra.aliasing import judged_rows, require_one_metric
 from infra.db.session import transaction
 from infra.db.store import bundles, runs
 from infra.db.store.bundles import ALIASES, StoredBundle
+from infra.terminal import print_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def gate_run(given: Sequence[str], against: str, *, max_drop: float, prove: bool
     """Compare a run's cascade with a bundle in use on the test rows that all answered.
 
     Further runs are repeats of the first: the same models and prompts with other seeds. Raises NotFound when there is
-    nothing to compare, and InputError when one of them is no repeat.
+    nothing to compare, and InputError when one of them is no repeat or was scored by another metric.
     """
     with transaction() as db:
         made = [_made(db, run) for run in given]
@@ -47,6 +48,7 @@ def gate_run(given: Sequence[str], against: str, *, max_drop: float, prove: bool
     for run, other in zip(given, made, strict=True):
         if _without_seeds(other.bundle) != _without_seeds(first):
             raise InputError(Place(run), f"it is no repeat of {given[0]}: another model, prompt or sampling")
+        require_one_metric(other, old)
     rows = compare_repeats(
         (judged_rows(old, Split.TEST), old.bundle.threshold),
         [(judged_rows(new, Split.TEST), new.bundle.threshold) for new in made],
@@ -102,7 +104,7 @@ def show_gated(console: Console, found: Gated, *, as_json: bool) -> None:
             **asdict(verdict),
             "notes": list(found.notes),
         }
-        console.print_json(json.dumps(facts))
+        print_json(console, json.dumps(facts))
         return
     mark = "[green]passed[/]" if verdict.passed else "[red]failed[/]"
     interval = escape(f"{verdict.drop:+.3f} [{verdict.low:+.3f}, {verdict.high:+.3f}]")

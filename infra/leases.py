@@ -6,11 +6,14 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Literal
 from uuid import UUID
 
 import psutil
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from domain.canonical import digest
@@ -19,6 +22,7 @@ from infra import deployments
 from infra.db import session
 from infra.db.session import Fence, heartbeat, retried
 from infra.db.store import leases as store
+from infra.db.store import runs
 from infra.db.store.leases import Holder, Taken
 from infra.settings import Settings
 
@@ -26,6 +30,8 @@ LOOK_EVERY_S = 0.5
 """How often a held lease is looked at while we wait for it."""
 BEAT_EVERY_S = 5.0
 """The longest time between two renewals, and between two looks at the wish to stop."""
+STOPPING_S = 15.0
+"""Time for a run that was told to stop to end by itself; after that its process is ended, wherever it hangs."""
 LOST = 75
 """The exit code of a process whose work another run has taken over (EX_TEMPFAIL)."""
 
@@ -49,15 +55,23 @@ def work_of(kind: str, workload: str, uri: str | None = None) -> str:
     return digest([kind, workload, uri])
 
 
-def acquire(work: str, run_id: str, settings: Settings) -> None:
+def acquire(work: str, run_id: str, settings: Settings, *, wait: Callable[[], None] | Literal[False] = False) -> None:
     """Make this process the one that writes for a run, and keep it so until `release`.
 
     Waits for a holder that does not renew any more, at most `lease_s` seconds. Raises RunUnderWay as soon as the
-    holder is seen to be alive, StoreError without Postgres.
+    holder is seen to be alive, StoreError without Postgres. With `wait` a living holder is waited for as well, however
+    long it takes; the function is called now and then, and may raise to end that.
     """
     if _held and (_held[0].run_id, _held[0].fence.work) == (run_id, work):
         return  # a repeated task
-    taken = _wait_for(work, run_id, settings.lease_s)
+    while True:
+        try:
+            taken = _wait_for(work, run_id, settings.lease_s)
+            break
+        except RunUnderWay as error:
+            if not wait or error.run_id == run_id:
+                raise
+            wait()
     lease = Lease(run_id, Fence(work, taken.token, lambda: _leave(lease)), settings.lease_s)
     _held[:] = [lease]
     session.raise_fence(lease.fence)
@@ -70,8 +84,8 @@ def acquire(work: str, run_id: str, settings: Settings) -> None:
 def _wait_for(work: str, run_id: str, ttl_s: float) -> Taken:
     seen: Holder | None = None
     while True:
-        dead = seen.holder if seen and _is_dead(seen.holder) else None
-        taken = retried(lambda db: store.take(db, work, run_id, holder=_name(), ttl_s=ttl_s, dead=dead))  # noqa: B023
+        dead = seen.holder if seen and is_dead(seen.holder) else None
+        taken = retried(lambda db: store.take(db, work, run_id, holder=this_process(), ttl_s=ttl_s, dead=dead))  # noqa: B023
         if taken is not None:
             return taken
         now = retried(lambda db: store.holder_of(db, work))
@@ -79,7 +93,7 @@ def _wait_for(work: str, run_id: str, ttl_s: float) -> Taken:
             continue
         if seen is not None and (seen.token, seen.expires_at) != (now.token, now.expires_at):
             raise RunUnderWay(now.run_id, now.holder)
-        if seen is not None or not _is_dead(now.holder):
+        if seen is not None or not is_dead(now.holder):
             time.sleep(LOOK_EVERY_S)
         seen = now
 
@@ -119,10 +133,11 @@ def stop() -> None:
 def displace(db: Session, run_id: str) -> bool:
     """Fence off the process that carried out a run, if it is dead; False when it may be alive."""
     now = store.holder_for(db, run_id)
-    return store.displace(db, run_id, dead=now.holder if now and _is_dead(now.holder) else None)
+    return store.displace(db, run_id, dead=now.holder if now and is_dead(now.holder) else None)
 
 
-def _name() -> str:
+def this_process() -> str:
+    """What this process is called as the holder of a lease."""
     return f"{_machine()} pid {os.getpid()}"
 
 
@@ -134,7 +149,7 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _is_dead(holder: str) -> bool:
+def is_dead(holder: str) -> bool:
     """Whether a holder is a process of this machine that is no more; its lease need not run out then."""
     machine, _, pid = holder.rpartition(" pid ")
     return machine == _machine() and pid.isdecimal() and not psutil.pid_exists(int(pid))
@@ -154,8 +169,16 @@ def _leave(lease: Lease) -> None:
 
 
 def _beat(lease: Lease) -> None:
-    """Renew until the run has ended; when somebody else has the lease, this process ends at once."""
+    """Renew until the run has ended; when somebody else has the lease, this process ends at once.
+
+    So does one that does not stop when it is told to: Prefect's worker would wait for it for half a minute.
+    """
+    told_at: float | None = None
     while not lease.ended.is_set():
+        if lease.stop.is_set():
+            told_at = told_at or time.monotonic()
+            if time.monotonic() - told_at > STOPPING_S:
+                _cut_short(lease)
         try:
             with heartbeat() as db:
                 asked = store.renew(db, lease.fence.work, lease.fence.token, ttl_s=lease.ttl_s)
@@ -170,14 +193,29 @@ def _beat(lease: Lease) -> None:
         lease.ended.wait(min(BEAT_EVERY_S, lease.ttl_s / 6))
 
 
+def _cut_short(lease: Lease) -> None:
+    """End a run as cancelled or paused, and this process with it: what is stored stays, what is under way is lost."""
+    paused = False
+    with suppress(deployments.PrefectError):
+        paused = deployments.suspended(UUID(lease.run_id)) is not None
+    with suppress(StoreError), heartbeat() as db:
+        runs.change_run(db, lease.run_id, state="paused" if paused else "cancelled", ended_at=func.now())
+        store.release(db, lease.fence.work, lease.fence.token)
+    with suppress(deployments.PrefectError):
+        if not paused:
+            deployments.end_as_cancelled(UUID(lease.run_id), patience_s=0)
+    print(f"headrace: run {lease.run_id} did not stop by itself; its process ends", file=sys.stderr, flush=True)
+    os._exit(0)
+
+
 def _watch(lease: Lease, left: str | None) -> None:
-    """Look every few seconds whether Prefect wants this run cancelled; a Prefect that is away wants nothing."""
+    """Look every few seconds whether Prefect wants this run to stop; a Prefect that is away wants nothing."""
     if left is not None:
         with suppress(deployments.PrefectError):
             deployments.crash(UUID(left), "its process died, and another run has taken over its work")
     while not lease.ended.wait(min(BEAT_EVERY_S, lease.ttl_s / 6)):
         with suppress(deployments.PrefectError):
-            if deployments.is_cancelled(UUID(lease.run_id)):
+            if deployments.is_to_stop(UUID(lease.run_id)):
                 lease.stop.set()
 
 

@@ -18,7 +18,8 @@ from infra.settings import Settings
 
 DATABASES = ("headrace", "prefect", "mlflow", "phoenix")
 """Each its own role and database of that name: every program keeps an alembic_version table of its own."""
-SUPERUSER = "postgres"
+SUPERUSER, READER = "postgres", "headrace_reader"
+"""READER may look at the views of the ledger, for the dashboard, and at nothing else."""
 NOBODY = 65534
 
 
@@ -66,9 +67,14 @@ def passfile(settings: Settings) -> Path:
     return credentials.folder(settings) / "pgpass"
 
 
-def url(*, port: int, database: str, driver: str = "postgresql") -> str:
-    """Where a program finds its database; no password in it."""
-    return f"{driver}://{database}@127.0.0.1:{port}/{database}"
+def reader_passfile(settings: Settings) -> Path:
+    """The reader's password file, which knows no other password."""
+    return credentials.folder(settings) / "pgpass-reader"
+
+
+def url(*, port: int, database: str, driver: str = "postgresql", role: str | None = None) -> str:
+    """Where a program finds its database, by default as the role of the same name; no password in it."""
+    return f"{driver}://{role or database}@127.0.0.1:{port}/{database}"
 
 
 def argv(settings: Settings, port: int) -> tuple[str, ...]:
@@ -98,11 +104,12 @@ def prepare(settings: Settings, port: int, log: Path) -> None:
 
 def write_passfile(settings: Settings, port: int) -> None:
     """One line a role; the port may differ from the last start's."""
-    lines = [
-        f"127.0.0.1:{port}:*:{role}:{credentials.secret(settings, f'postgres-{role}')}"
-        for role in (SUPERUSER, *DATABASES)
-    ]
-    credentials.write(passfile(settings), "\n".join(lines) + "\n")
+    lines = {
+        role: f"127.0.0.1:{port}:*:{role}:{credentials.secret(settings, f'postgres-{role}')}\n"
+        for role in (SUPERUSER, *DATABASES, READER)
+    }
+    credentials.write(passfile(settings), "".join(lines.values()))
+    credentials.write(reader_passfile(settings), lines[READER])
 
 
 def create_databases(settings: Settings, port: int) -> None:
@@ -111,17 +118,17 @@ def create_databases(settings: Settings, port: int) -> None:
     with psycopg.connect(server, passfile=str(passfile(settings)), autocommit=True) as db:
         roles = {row[0] for row in db.execute("SELECT rolname FROM pg_roles")}
         databases = {row[0] for row in db.execute("SELECT datname FROM pg_database")}
-        for name in DATABASES:
+        for name in (*DATABASES, READER):
             if name not in roles:
                 password = credentials.secret(settings, f"postgres-{name}")
                 db.execute(
                     sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(name), sql.Literal(password))
                 )
+        for name in DATABASES:
             if name not in databases:
                 db.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(name)))
                 db.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
-        # Our own role makes the dashboards' reading role, and the tests' databases.
-        db.execute("ALTER ROLE headrace CREATEDB CREATEROLE")
+        db.execute("ALTER ROLE headrace CREATEDB NOCREATEROLE")  # CREATEDB: the tests' databases
     extensions = f"postgresql://{SUPERUSER}@127.0.0.1:{port}/prefect"
     with psycopg.connect(extensions, passfile=str(passfile(settings)), autocommit=True) as db:
         db.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")

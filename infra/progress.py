@@ -1,18 +1,16 @@
-"""How far a stage is: in Postgres for the terminal's live bar, in Prefect as a progress artifact."""
+"""How far a stage is: in Postgres for the terminal's live bar, in Prefect as the run's one progress artifact."""
 
 import time
 from collections.abc import Callable
-from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 
+from infra import progress_artifact
 from infra.db.session import retried
-from infra.db.store import calls, runs
+from infra.db.store import runs
 
 LEDGER_EVERY_S = 0.5
-ARTIFACT_EVERY_S = 2.0
 
 
 class Progress:
@@ -34,8 +32,8 @@ class Progress:
         self._done = done
         self._unit = unit
         self._clock = clock
-        self._artifact: UUID | None = None
-        self._said = self._shown = float("-inf")
+        self._said = float("-inf")
+        self._shown = _in_prefect()
         self.say()
 
     def advance(self, steps: int = 1) -> None:
@@ -54,29 +52,22 @@ class Progress:
         self.say(force=True)
 
     def say(self, *, force: bool = False) -> None:
-        """Write the count down, at most every half second (Prefect: two seconds)."""
+        """Write the count down, at most every half second; Prefect is told by another thread, so that no row waits."""
         now = self._clock()
-        if force or now - self._said >= LEDGER_EVERY_S:
-            self._said = now
-            done, total = self._done, self._total
-            retried(
-                lambda db: runs.save_progress(db, self._run_id, self._stage, done=done, total=total, unit=self._unit)
-            )
-        if force or now - self._shown >= ARTIFACT_EVERY_S:
-            self._shown = now
-            self._show()
+        if not force and now - self._said < LEDGER_EVERY_S:
+            return
+        self._said = now
+        done, total = self._done, self._total
+        retried(lambda db: runs.save_progress(db, self._run_id, self._stage, done=done, total=total, unit=self._unit))
+        if self._shown:
+            percent = 100.0 * done / total if total else 100.0
+            progress_artifact.show(self._run_id, percent, f"{self._stage}: {done:,} of {total:,} {self._unit}")
 
-    def _show(self) -> None:
-        try:
-            get_run_context()
-        except MissingContextError:
-            return  # outside a Prefect run (tests, scripts) there is nothing to show it on
-        usd = retried(lambda db: sum(spent.usd for spent in calls.spending(db, self._run_id)))
-        percent = 100.0 * self._done / self._total if self._total else 100.0
-        text = f"{self._stage}: {self._done}/{self._total} {self._unit}, ${usd:.4f} so far"
-        if self._artifact is None:
-            key = "progress-" + "".join(c if c.isalnum() else "-" for c in self._stage.lower())
-            created = create_progress_artifact(progress=percent, key=key, description=text)
-            self._artifact = created if isinstance(created, UUID) else None
-        else:
-            update_progress_artifact(artifact_id=self._artifact, progress=percent, description=text)
+
+def _in_prefect() -> bool:
+    """Outside a Prefect run (tests, scripts) there is nothing to show progress on."""
+    try:
+        get_run_context()
+    except MissingContextError:
+        return False
+    return True

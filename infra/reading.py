@@ -7,15 +7,20 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
+import httpx
 import orjson
 from pydantic import JsonValue
 
 from domain.datasets import BadRow, RawRow, excerpt
 from domain.errors import DatasetError, Place
+from domain.permits import shown
+from domain.triggers import Permitted
+from infra.permits import permitted_files
 
 LONGEST_LINE = 16 * 1024 * 1024
 PARQUET_ROWS, PARQUET_BYTES = 1_000, 1_000_000
@@ -33,43 +38,58 @@ class ReadRow:
     place: Place
 
 
-def read_rows(uri: str, folder: Path) -> Iterator[ReadRow | BadRow]:
+def read_rows(uri: str, folder: Path, permitted: Permitted | None = None) -> Iterator[ReadRow | BadRow]:
     """Rows of every file a uri names, in the files' order; a local uri is relative to the workload's folder.
 
     Rows are read while they are asked for. A folder, a line or a file too large for memory does no harm, a Parquet
-    file's row groups are taken in pieces.
+    file's row groups are taken in pieces. With `permitted` nothing is opened but through its guard (`infra.permits`).
 
-    Raises DatasetError when no file matches, a format is unknown, or a file as a whole is unreadable or holds no row.
+    Raises DatasetError when no file matches, a format is unknown, or a file as a whole is unreadable or holds no row;
+    NotPermitted for what may not be opened.
     """
+    if permitted is None:
+        files = _any_files(uri, folder)
+    else:
+        files = [(file.name, file.open) for file in permitted_files(uri, folder, permitted)]
+    if not files:
+        raise DatasetError(Place(shown(uri)), "no such file", hint="Check dataset.uri in workload.yaml.")
+    for name, open_file in files:
+        if _ESCAPED_BYTE.search(name):
+            raise DatasetError(Place(excerpt(name)), "the file's name is not UTF-8", hint="Rename the file.")
+        yield from _read_file(open_file, name)
+
+
+def _any_files(uri: str, folder: Path) -> list[tuple[str, Callable[[], BinaryIO]]]:
+    """The files that a uri of somebody who may open anything names, none when one of them is not there."""
     address = uri if "://" in uri else str(folder / uri)
     try:
         fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(address))
         files = cast(list[str], sorted(fs.glob(path)) if any(c in path for c in "*?[") else [path])
-        found = bool(files) and all(fs.isfile(file) for file in files)
-    except (OSError, ValueError, ImportError) as error:
-        raise DatasetError(Place(uri), f"it cannot be reached: {error}"[:300]) from error
-    if not found:
-        raise DatasetError(Place(uri), "no such file", hint="Check dataset.uri in workload.yaml.")
-    for file in files:
-        name = str(Path(file).relative_to(folder)) if "://" not in uri and Path(file).is_relative_to(folder) else file
-        if _ESCAPED_BYTE.search(name):
-            raise DatasetError(Place(excerpt(name)), "the file's name is not UTF-8", hint="Rename the file.")
-        yield from _read_file(fs, file, name)
+        if not all(fs.isfile(file) for file in files):
+            return []
+    except (OSError, ValueError, ImportError, httpx.HTTPError) as error:  # the last one is what hf:// raises
+        raise DatasetError(Place(shown(uri)), f"it cannot be reached: {error}"[:300]) from error
+
+    def name(file: str) -> str:
+        relative = "://" not in uri and Path(file).is_relative_to(folder)
+        return str(Path(file).relative_to(folder)) if relative else file
+
+    return [(name(file), partial(fs.open, file, "rb")) for file in files]
 
 
-def _read_file(fs: Any, file: str, name: str) -> Iterator[ReadRow | BadRow]:
-    read = _READERS.get(Path(file).suffix.lower())
+def _read_file(open_file: Callable[[], BinaryIO], name: str) -> Iterator[ReadRow | BadRow]:
+    read = _READERS.get(Path(name).suffix.lower())
     if read is None:
         raise DatasetError(Place(name), "unknown format", hint=f"Use one of: {', '.join(_READERS)}.")
     rows = 0
     try:
         # Buffered here, whatever the file system: its own readline may be slow.
-        with io.BufferedReader(fs.open(file, "rb"), _READ_AHEAD) as stream:
+        with io.BufferedReader(cast(Any, open_file()), _READ_AHEAD) as stream:
             _refuse_wide_encodings(stream, name)
             for row in read(stream, name):
                 rows += 1
                 yield row
-    except OSError as error:
+    except (OSError, httpx.HTTPError) as error:
         raise DatasetError(Place(name), f"it cannot be read: {error}"[:300]) from error
     if not rows:
         raise DatasetError(Place(name), "the file holds no rows")

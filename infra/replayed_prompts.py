@@ -59,14 +59,18 @@ def _compiled(setting: Setting, name: TierName, bundle: Bundle) -> Replayed:
     # key, and the newest compile is the best guess.
     keys = [row.key for row in train]
     key = compile_key(loaded.workload, loaded.schema, name, code=loaded.code, train=keys)
-    stored = next((prompt for prompt in found if prompt.compile_key == key), found[0])
+    if "prompts_of" in setting.run.summary:
+        stored = next((prompt for prompt in found if prompt.prior == part.prior), found[0])
+    else:
+        stored = next((prompt for prompt in found if prompt.compile_key == key), found[0])
     intact = seen.same(
         Kind.PROMPT_VERSIONS, f"{name.value}'s prompt", stored.hash, digest(stored.body), cause=Cause.PROMPT
     )
     prompt = PromptVersion.model_validate(stored.body)
     deployment = _deployment(setting, name, bundle, prompt, stored.prior, max_reasks=loaded.workload.max_reasks)
     cause = setting.cause if intact else Cause.PROMPT
-    _compare_prior(setting, deployment, train, cause)
+    if "prompts_of" not in setting.run.summary:  # else they are the champion's, fitted on the rows of another version
+        _compare_prior(setting, deployment, train, cause)
     return Replayed(deployment, cause)
 
 

@@ -7,7 +7,7 @@ from typing import Protocol, cast
 from pydantic import JsonValue
 
 from domain.bundles import Bundle, BundledTier, Lineage, gate, keeps, rendering
-from domain.cascades import Cascade, bundle_of, decide_cascade
+from domain.cascades import Cascade, bundle_of, decide_cascade, recheck_cascade
 from domain.certificates import Use
 from domain.compiles import baseline_of
 from domain.datasets import Split
@@ -155,18 +155,13 @@ class OptimizeSteps:
     async def finish(self) -> None:
         """The judge's opinions, the certificate, the bundle, the gate and every outcome."""
         await self._judge()
-        workload = self.setting.loaded.workload
         cascade = self._decide()
-        self._compare_tuning(cascade)
-        # What the servers said at that moment is on record and nowhere else.
-        void = self.setting.run.summary.get("void", [])
-        verdict = gate(cascade.tuned.verdict, cascade.figures, cascade.loss, workload.target, void=void)
-        with transaction() as db:
-            promotion = store.load_promotion(db, self.setting.run.id)
-        recorded: JsonValue = [promotion[0], cast(JsonValue, promotion[1])] if promotion else None
-        self.setting.seen.same(
-            Kind.GATE, "the gate", recorded, [verdict.passed, list(verdict.reasons)], cause=_later(self.setting)
-        )
+        figures, recorded = tuning_summary(cascade), self.setting.run.summary
+        said: JsonValue = {name: recorded.get(name) for name in figures}
+        self.setting.seen.same(Kind.FIGURES, "the figures", said, figures, cause=_later(self.setting))
+        if "kept" not in recorded:  # else the champion was looked at again, and nothing was made
+            self._compare_bundle(cascade)
+            self._compare_gate(cascade)
         cause = _later(self.setting)
         for first in range(0, len(cascade.settled), SETTLED_AT_ONCE):
             some = cascade.settled[first : first + SETTLED_AT_ONCE]
@@ -176,8 +171,22 @@ class OptimizeSteps:
                 _compare_outcome(self.setting, decided.key, stored.get(decided.key), decided, cause)
         _compare_settled(self.setting, len(cascade.settled))
 
+    def _compare_gate(self, cascade: Cascade) -> None:
+        # What the servers said at that moment is on record and nowhere else.
+        void, target = self.setting.run.summary.get("void", []), self.setting.loaded.workload.target
+        verdict = gate(cascade.tuned.verdict, cascade.figures, cascade.loss, target, void=void)
+        with transaction() as db:
+            promotion = store.load_promotion(db, self.setting.run.id)
+        recorded: JsonValue = [promotion[0], cast(JsonValue, promotion[1])] if promotion else None
+        now: JsonValue = [verdict.passed, list(verdict.reasons)]
+        self.setting.seen.same(Kind.GATE, "the gate", recorded, now, cause=_later(self.setting))
+
     def _decide(self) -> Cascade:
         loaded, run = self.setting.loaded, self.setting.run
+        if "kept" in run.summary:
+            how, kept = self.bundle.routing, self.bundle.threshold or 0.0
+            target, decisive = loaded.workload.target, loaded.workload.decisive
+            return recheck_cascade(self.pairs, target, decisive=decisive, routing=how, threshold=kept)
         with transaction() as db:
             train = datasets.load_records(db, run.dataset_version or "", Split.TRAIN)
             number = tunings.load_tuning(db, run.id) or 1
@@ -206,13 +215,11 @@ class OptimizeSteps:
                 Kind.SCORES, f"judge of {key[0]}, {key[1][:12]}", recorded, now, cause=_later(self.setting)
             )
 
-    def _compare_tuning(self, cascade: Cascade) -> None:
+    def _compare_bundle(self, cascade: Cascade) -> None:
         run, seen, cause = self.setting.run, self.setting.seen, _later(self.setting)
         verdict = cast(JsonValue, cascade.tuned.verdict.model_dump(mode="json"))
         recorded = cast(JsonValue, self.bundle.certificate.model_dump(mode="json"))
         seen.same(Kind.CERTIFICATE, "the certificate", recorded, verdict, cause=cause)
-        figures = tuning_summary(cascade)
-        seen.same(Kind.FIGURES, "the figures", {name: run.summary.get(name) for name in figures}, figures, cause=cause)
         deployed = {name: tier.deployment for name, tier in self.tiers.items()}
         parts = {name: _bundled(deployment, self.bundle[name]) for name, deployment in deployed.items()}
         loaded, known = self.setting.loaded, self.bundle.lineage.baseline is not None

@@ -25,6 +25,8 @@ from infra.replayed_rows import Recording, Setting
 from infra.replayed_steps import OptimizeSteps, RouteSteps, Steps, load_page
 from infra.workloads import LoadedWorkload
 
+KINDS = ("optimize", "route")
+"""Runs that decide something."""
 PAGE = 1000
 """Rows in memory at once."""
 
@@ -55,7 +57,7 @@ def replay(run_id: str, folder: Path) -> Replay:
 
 def _loaded(run: RunRecord, folder: Path) -> LoadedWorkload:
     """The workload as the run recorded it, with the code beside it as it is now."""
-    if run.kind not in ("optimize", "route"):
+    if run.kind not in KINDS:
         raise NotReplayable(f"the run {run.id[:8]} is of kind {run.kind!r}, which decides nothing.")
     if run.state != "completed" or run.dataset_version is None or run.bundle_hash is None:
         raise NotReplayable(f"the run {run.id[:8]} is {run.state!r}; only a completed one can be replayed.")

@@ -9,7 +9,9 @@ from domain import audit_verdicts, summaries
 from domain.audit_verdicts import Report
 from domain.certificates import Certificate, NotCertified
 from domain.ledgers import Conservation
-from infra import tracing, tracking
+from domain.quarantines import by_reason
+from domain.verdicts import CurvePoint
+from infra import progress_artifact, replay_process, tracing, tracking
 from infra.db.store.answers import StoredQuarantine
 from infra.db.store.calls import Spending
 from infra.db.store.runs import RunRecord
@@ -17,6 +19,9 @@ from infra.settings import load_settings
 from infra.workloads import LoadedWorkload
 
 Json = dict[str, Any]
+SHOWN = 2000
+"""Characters of a value."""
+MOST_REASONS = 200
 
 
 def params(loaded: LoadedWorkload) -> dict[str, str | float]:
@@ -37,9 +42,12 @@ def params(loaded: LoadedWorkload) -> dict[str, str | float]:
 
 
 def links(run_id: str, *, tracking_id: str, workload: str) -> dict[str, str]:
-    """The run's pages in Prefect, MLflow and Phoenix."""
-    api = (load_settings().prefect_api_url or "").rstrip("/").removesuffix("/api")
+    """The run's pages in Prefect, MLflow, Phoenix and, where there is one, the dashboard."""
+    settings = load_settings()
+    api = (settings.prefect_api_url or "").rstrip("/").removesuffix("/api")
+    dashboard = (settings.dashboard_url or "").rstrip("/")
     return {
+        **({"dashboard": f"{dashboard}/run?run={quote(run_id)}&workload={quote(workload)}"} if dashboard else {}),
         "prefect": f"{api}/runs/flow-run/{quote(run_id)}",
         "mlflow": tracking.run_url(tracking_id),
         "phoenix": tracing.project_url(workload),
@@ -47,25 +55,66 @@ def links(run_id: str, *, tracking_id: str, workload: str) -> dict[str, str]:
 
 
 def summarise(run: RunRecord, *, rows: Conservation, spent: list[Spending], quarantine: list[StoredQuarantine]) -> None:
-    """Leave a markdown summary, a table of the quarantine and links in Prefect."""
+    """Leave a markdown summary, the reasons of the quarantine and links in Prefect; progress says that it is over."""
     create_markdown_artifact(
         key=f"summary-{run.workload}",
         markdown=markdown(run, rows=rows, spent=spent),
         description=f"Summary of {run.kind} {run.workload}",
     )
+    reasons = by_reason((q.stage, str(q.place), q.reason) for q in quarantine)
     create_table_artifact(
         key=f"quarantine-{run.workload}",
-        table=[{"place": str(q.place), "stage": q.stage, "reason": q.reason} for q in quarantine[:500]],
-        description=f"{len(quarantine)} rows in quarantine",
+        table=[
+            {"stage": r.stage, "reason": r.kind, "rows": r.rows, "examples": "; ".join(r.examples)[:SHOWN]}
+            for r in reasons[:MOST_REASONS]
+        ],
+        description=f"{len(quarantine):,} rows in quarantine, by stage and reason",
     )
     for name, url in run.links.items():
         create_link_artifact(key=f"{name}-{run.workload}", link=url, description=f"{name} of this run")
+    progress_artifact.conclude(run.id, f"{run.state}: {rows}")
+
+
+def curve(workload: str, points: list[CurvePoint], *, threshold: float | None) -> None:
+    """Leave the tuned curve as a table in Prefect: what each threshold does on the calibration rows."""
+    create_table_artifact(
+        key=f"curve-{workload}",
+        table=[
+            {
+                "threshold": f"{point.threshold:.4f}" + (" (chosen)" if point.threshold == threshold else ""),
+                "escalated": f"{1 - point.kept:.1%}",
+                "quality": f"{point.quality:.4f}",
+                "loss of quality": f"{point.gap:+.4f}",
+                "USD per 1,000 rows": f"{1000 * point.cost:.4f}",
+                "p-value": f"{point.p_value:.3g}",
+                "certified": "yes" if point.passed else "no",
+            }
+            for point in points
+        ],
+        description="Thresholds of the cascade on the calibration rows; the cheapest certified one is chosen",
+    )
 
 
 def audit(workload: str, lines: list[str]) -> None:
     """Leave an audit's report in Prefect, the newest under the same key as those before."""
     listed = "\n".join(f"- {line}" for line in (*lines, *audit_verdicts.sights()))
     create_markdown_artifact(key=f"audit-{workload}", markdown=f"# audit of {workload}\n\n{listed}\n")
+
+
+def replay(run_id: str, workload: str, found: Json) -> None:
+    """Leave what came of a replay in Prefect: the verdict, both values where they part, and what was compared."""
+    first = found["first"]
+    lines = [f"# replay of {found['kind']} {workload}", "", f"run `{run_id}`: {replay_process.line(found)}", ""]
+    if first is not None:
+        lines += [f"**{first['kind']}**: {first['what']}", "", f"cause: {first['cause']}", ""]
+        for name in ("recorded", "replayed"):
+            lines += [name, "", "````", first[name][:SHOWN].replace("````", "` ` ` `"), "````", ""]
+    lines += ["| decisions | compared | diverging |", "|---|---|---|"]
+    lines += [f"| {kind} | {n:,} | {found['diverging'].get(kind, 0):,} |" for kind, n in found["compared"].items()]
+    lines += ["", *(f"- {note}" for note in found["notes"])]
+    if found["unproven"]:
+        lines += [f"- {found['unproven']:,} refused rows left no answer to go by"]
+    create_markdown_artifact(key=f"replay-{workload}", markdown="\n".join(lines), description="What a replay found")
 
 
 def markdown(run: RunRecord, *, rows: Conservation, spent: list[Spending]) -> str:

@@ -3,7 +3,8 @@
 import csv
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,19 +17,31 @@ from domain.datasets import excerpt
 from domain.errors import DatasetError, Place
 from domain.losses import BETTING_ROWS
 from domain.tallies import PairedRows
+from infra.table_cells import (
+    FALSE,
+    LONGEST_ROW,
+    NOTHING,
+    QUALITY_HINT,
+    TRUE,
+    find_damage,
+    line_of,
+    names_of,
+    number,
+    records,
+    wrong,
+)
 
 pyarrow: Any = importlib.import_module("pyarrow")
 arrow_csv: Any = importlib.import_module("pyarrow.csv")
 compute: Any = importlib.import_module("pyarrow.compute")
 
 SALT = b"headrace certify\0"
-"""Rows are ordered by the hash of this and their id, which knows nothing of the labels."""
-LONGEST_ROW = 8 * 1024 * 1024
-"""Bytes: a table may hold prompts too."""
-NOTHING = ["", "NA", "N/A", "n/a", "na", "NaN", "nan", "-nan", "null", "NULL", "None", "none"]
-"""Spellings of a confidence that is not there."""
-QUALITY_HINT = "Write a quality from 0 to 1; 0 where there is no valid answer, and leave its confidence empty."
-COST_HINT = "Write what the answer cost, 0 or more, in any one currency."
+"""Rows are ordered by the hash of this, of all ids and of their own, which knows nothing of the labels."""
+FIRST_ROWS = 20
+"""Rows by which a column of text is told from one of confidences."""
+HIGHEST_COST = 1e100
+"""The squares of no more rows than a file can hold add up to a number."""
+COST_HINT = "Write what the answer cost, from 0 to 1e100, in any one currency."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +70,35 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """The rows in an order free of labels, and an array of confidences a signal; `rows.confidence` means nothing."""
+    """The rows in an order free of labels, and an array of confidences a signal; `rows.confidence` means nothing.
+
+    `repeated` rows say word for word what another one says: they count as drawn again (a bootstrap's draw has such).
+    """
 
     rows: PairedRows
     signals: dict[str, FloatArray]
     ignored: tuple[str, ...]
     sha256: str
+    repeated: int = 0
 
 
 def read_table(file: Path, *, signals: Sequence[str] = (), agreement: bool = False) -> RoutingTable:
     """Read and check a table; every complaint is a DatasetError with file, line, column and fix."""
     try:
-        first = [record for _, record in islice(_records(file), 2)]
-        header = first[0] if first else []
+        first = [record for _, record in islice(records(file), 1 + FIRST_ROWS)]
+        header = names_of(first[0]) if first else []
         columns = _columns_of(file, header, signals, agreement=agreement)
-        if not signals and len(first) > 1:
-            columns = _without_text(columns, dict(zip(header, first[1], strict=False)))
-        table = _load(file, columns)
+        if len(first) == 1:
+            raise _no_row(file)
+        rows = [dict(zip(header, record, strict=False)) for record in first[1:]]
+        table = _load(file, columns if signals else _without_text(columns, rows), first[0], _booleans(columns, rows))
         sha256 = _sha256(file)
     except OSError as error:
         raise DatasetError(Place(str(file)), f"it cannot be read: {error.strerror}", hint="Check the path.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         hint = "Save the file as comma-separated text in UTF-8."
         raise DatasetError(Place(str(file)), f"it is no csv file: {error}", hint=hint) from error
-    names = _numeric(table, columns)
+    names = [name for name in table.column_names if name in columns.signals and _is_numeric(table[name].type)]
     if not names:
         hint = "Add a column `conf` with the cheap answer's confidence; the higher, the surer."
         raise DatasetError(Place(str(file), 1), "no column holds confidences", hint=hint)
@@ -88,16 +106,15 @@ def read_table(file: Path, *, signals: Sequence[str] = (), agreement: bool = Fal
     order = _order(table[columns.id].to_pylist()) if len(table) <= BETTING_ROWS else slice(None)
 
     def values(name: str) -> FloatArray:
-        return np.asarray(table[name].cast(pyarrow.float64()).to_numpy(), dtype=np.float64)[order]
+        return _floats(table, name)[order]
 
     strong_cost = values(columns.strong_cost)
     cheap = values(columns.agreement or columns.cheap_quality or "")
     strong = values(columns.strong_quality) if columns.strong_quality else np.ones(len(cheap))
     rows = PairedRows(np.full(len(cheap), -np.inf), cheap, strong, values(columns.cheap_cost), strong_cost)
     used = {columns.id, *columns.qualities, *columns.costs, *names}
-    return RoutingTable(
-        rows, {name: values(name) for name in names}, tuple(name for name in header if name not in used), sha256
-    )
+    ignored = tuple(name for name in header if name not in used)
+    return RoutingTable(rows, {name: values(name) for name in names}, ignored, sha256, _repeated(table, columns))
 
 
 def _columns_of(file: Path, header: list[str], signals: Sequence[str], *, agreement: bool) -> Columns:
@@ -109,9 +126,9 @@ def _columns_of(file: Path, header: list[str], signals: Sequence[str], *, agreem
         raise DatasetError(place, f"two columns are called {double[0]!r}", hint="Rename one of them.")
 
     def find(*beginnings: str, exact: bool = False) -> str:
-        same = [name for name in header if name.strip().casefold() in beginnings]
-        begun = [] if exact else [name for name in header if name.strip().casefold().startswith(beginnings)]
-        found = same or begun
+        same = [[name for name in header if name.casefold() == beginning] for beginning in beginnings]
+        begun = [] if exact else [name for name in header if name.casefold().startswith(beginnings)]
+        found = next(filter(None, same), begun)
         if len(found) == 1:
             return found[0]
         what = "several columns could be" if found else "there is no column"
@@ -133,31 +150,41 @@ def _columns_of(file: Path, header: list[str], signals: Sequence[str], *, agreem
     if unknown := [name for name in signals if name not in free]:
         hint = f"Name one of: {', '.join(free) or 'there is no other column'}."
         raise DatasetError(place, f"no column of confidences is called {unknown[0]!r}", hint=hint)
-    named = tuple(dict.fromkeys(signals)) or tuple(name for name in free if "conf" in name.casefold())
-    return replace(fixed, signals=named or tuple(free), declared=bool(named))
+    before = [name for name in free if not name.casefold().startswith("strong")]  # what is known without a strong call
+    named = tuple(dict.fromkeys(signals)) or tuple(name for name in before if "conf" in name.casefold())
+    return replace(fixed, signals=named or tuple(before), declared=bool(named))
 
 
-def _without_text(columns: Columns, first: Mapping[str, str]) -> Columns:
-    """Leave out a `config` or another text that only sounds like a confidence, by its first row."""
-    numbers = tuple(name for name in columns.signals if _number(first.get(name, "")) is not None)
+def _without_text(columns: Columns, first: Sequence[Mapping[str, str]]) -> Columns:
+    """Leave out a `config` or another text that only sounds like a confidence: none of the first rows has a number."""
+    numbers = tuple(
+        name
+        for name in columns.signals
+        if all(row.get(name, "") in NOTHING for row in first)
+        or any(row.get(name, "") not in NOTHING and number(row.get(name, "")) is not None for row in first)
+    )
     return replace(columns, signals=numbers) if columns.declared and numbers else columns
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float("nan" if text.strip() in NOTHING else text)
-    except ValueError:
-        return None
+def _booleans(columns: Columns, first: Sequence[Mapping[str, str]]) -> frozenset[str]:
+    """The qualities that are written as words for true and false."""
+    words = {word for word in TRUE + FALSE if word.isalpha()}
+    return frozenset(name for name in columns.qualities if first[0].get(name) in words)
 
 
-def _load(file: Path, columns: Columns) -> Any:
+def _load(file: Path, columns: Columns, written: Sequence[str], booleans: frozenset[str]) -> Any:
     """The columns that count, as Arrow's; what stands in the file and is no number is looked for line by line."""
     numbers = [*columns.qualities, *columns.costs, *(columns.signals if columns.declared else ())]
     types = {columns.id: pyarrow.string(), **dict.fromkeys(numbers, pyarrow.float64())}
+    types |= dict.fromkeys(booleans, pyarrow.bool_())
+    wanted = dict.fromkeys([columns.id, *columns.qualities, *columns.costs, *columns.signals])
+    as_written = dict(zip(names_of(written), written, strict=True))
     options = arrow_csv.ConvertOptions(
-        column_types=types,
+        column_types={as_written[name]: kind for name, kind in types.items()},
         null_values=NOTHING,
-        include_columns=[columns.id, *columns.qualities, *columns.costs, *columns.signals],
+        true_values=TRUE,
+        false_values=FALSE,
+        include_columns=[as_written[name] for name in wanted],
     )
     try:
         table = arrow_csv.read_csv(
@@ -167,35 +194,36 @@ def _load(file: Path, columns: Columns) -> Any:
             read_options=arrow_csv.ReadOptions(block_size=LONGEST_ROW),
         )
     except pyarrow.ArrowInvalid as error:
-        _find_damage(file, numbers)
-        raise DatasetError(Place(str(file)), f"it is no table: {excerpt(str(error))}") from error
+        find_damage(file, numbers, booleans)
+        hint = "Name the column of confidences with --signal."
+        raise DatasetError(Place(str(file)), f"it is no table: {excerpt(str(error))}", hint=hint) from error
     if not len(table):
-        raise DatasetError(Place(str(file), 1), "there is no row below the header", hint="Write a row a request.")
-    return table
+        raise _no_row(file)
+    return table.rename_columns(list(wanted))
 
 
-def _numeric(table: Any, columns: Columns) -> list[str]:
-    """The signals; where none was named, every other column of numbers."""
-    if columns.declared:
-        return list(columns.signals)
-    return [
-        name
-        for name in columns.signals
-        if pyarrow.types.is_integer(table[name].type) or pyarrow.types.is_floating(table[name].type)
-    ]
+def _no_row(file: Path) -> DatasetError:
+    return DatasetError(Place(str(file), 1), "there is no row below the header", hint="Write a row a request.")
+
+
+def _is_numeric(kind: Any) -> bool:
+    """Where no signal was named, every other column of numbers is one."""
+    return bool(pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind))
 
 
 def _check(file: Path, table: Any, columns: Columns) -> None:
     """Refuse what no certificate can be computed from, the first row first of the first column that is wrong."""
     ids = table[columns.id]
     for row in np.flatnonzero(compute.equal(ids, "").to_numpy(zero_copy_only=False))[:1]:
-        raise _wrong(file, int(row), columns.id, "the id is missing", "Give each row an id of its own.")
-    if compute.count_distinct(ids).as_py() != len(table):
-        seen: dict[str, int] = {}
-        for row, name in enumerate(ids.to_pylist()):
-            if (first := seen.setdefault(name, row)) != row:
-                said = f"the id {excerpt(name)} stands in line {_line_of(file, first)} too"
-                raise _wrong(file, row, columns.id, said, "Give each row an id of its own.")
+        raise wrong(file, int(row), columns.id, "the id is missing", "Give each row an id of its own.")
+    if _repeated(table, columns):
+        seen: dict[str, tuple[int, str]] = {}
+        whole = zip(ids.to_pylist(), *(column.to_pylist() for column in table.columns), strict=True)
+        for row, (name, *values) in enumerate(whole):
+            first, before = seen.setdefault(name, (row, repr(values)))
+            if before != repr(values):
+                said = f"the id {excerpt(name)} stands in line {line_of(file, first)} too, with other values"
+                raise wrong(file, row, columns.id, said, "Give each row an id of its own.")
     for name in columns.qualities:
         value = _floats(table, name)
         low_or_high = ~((value >= 0) & (value <= 1))
@@ -203,15 +231,20 @@ def _check(file: Path, table: Any, columns: Columns) -> None:
             low_or_high |= (value != 0) & (value != 1)
         for row in np.flatnonzero(low_or_high)[:1]:
             hint = "Write 1 where the two answers are the same, else 0." if columns.agreement else QUALITY_HINT
-            raise _wrong(file, int(row), name, _said(float(value[row]), "a quality in [0, 1]"), hint)
+            raise wrong(file, int(row), name, _said(float(value[row]), "a quality in [0, 1]"), hint)
     for name in columns.costs:
         value = _floats(table, name)
-        for row in np.flatnonzero(~((value >= 0) & np.isfinite(value)))[:1]:
-            raise _wrong(file, int(row), name, _said(float(value[row]), "a cost"), COST_HINT)
+        for row in np.flatnonzero(~((value >= 0) & (value <= HIGHEST_COST)))[:1]:
+            raise wrong(file, int(row), name, _said(float(value[row]), "a cost"), COST_HINT)
+
+
+def _repeated(table: Any, columns: Columns) -> int:
+    """Rows whose id stands above them already."""
+    return len(table) - int(compute.count_distinct(table[columns.id]).as_py())
 
 
 def _floats(table: Any, name: str) -> FloatArray:
-    return np.asarray(table[name].to_numpy(), dtype=np.float64)
+    return np.asarray(table[name].cast(pyarrow.float64(), safe=False).to_numpy(), dtype=np.float64)
 
 
 def _said(value: float, wanted: str) -> str:
@@ -219,51 +252,19 @@ def _said(value: float, wanted: str) -> str:
 
 
 def _order(ids: Sequence[str]) -> list[int]:
-    keys = [hashlib.blake2b(SALT + name.encode(), digest_size=16).digest() for name in ids]
+    """An order of its own for every set of ids: samples of one population do not share theirs."""
+    together = hashlib.blake2b(SALT)
+    for name in sorted(ids):
+        together.update(hashlib.blake2b(name.encode(), digest_size=16).digest())
+    salt = together.digest()
+    keys: list[bytes] = []
+    times: Counter[str] = Counter()
+    for name in ids:  # a row that was drawn again has a place of its own
+        keys.append(hashlib.blake2b(salt + name.encode() + b"\0%d" % times[name], digest_size=16).digest())
+        times[name] += 1
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# ---- where it is wrong: the file is read again, record by record
-
-
-def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Every record with the line it begins in, empty lines left out as Arrow leaves them out."""
-    csv.field_size_limit(LONGEST_ROW)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader, line = csv.reader(stream), 1
-        for record in reader:
-            if record:
-                yield line, record
-            line = reader.line_num + 1
-
-
-def _line_of(file: Path, row: int) -> int:
-    return next(line for number, (line, _) in enumerate(_records(file)) if number == row + 1)
-
-
-def _wrong(file: Path, row: int, name: str, message: str, hint: str) -> DatasetError:
-    _, header = next(_records(file))
-    place = Place(str(file), _line_of(file, row), header.index(name) + 1, name)
-    return DatasetError(place, message, hint=hint)
-
-
-def _find_damage(file: Path, numbers: Sequence[str]) -> None:
-    """Raise DatasetError for the first record of another width than the header's, or with a word for a number."""
-    records = _records(file)
-    _, header = next(records)
-    places = {name: header.index(name) for name in numbers}
-    for line, record in records:
-        if len(record) != len(header):
-            said = f"the line has {len(record)} fields, the header {len(header)}"
-            raise DatasetError(Place(str(file), line, min(len(record), len(header))), said, hint="Mend the line.")
-        for name, at in places.items():
-            if _number(record[at]) is None:
-                hint = "Write a number with a decimal point; leave a confidence that is not there empty."
-                raise DatasetError(
-                    Place(str(file), line, at + 1, name), f"{excerpt(record[at])} is no number", hint=hint
-                )

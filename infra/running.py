@@ -1,12 +1,13 @@
 """The main job from the terminal: start by name, follow, and say what came of it."""
 
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 from uuid import UUID
 
 from rich.console import Console
 from rich.markup import escape
 
 from domain.errors import NotFound
+from domain.workloads import Scope
 from infra import deployments, showing, stopping
 from infra.db.session import transaction
 from infra.db.store import bundles
@@ -24,11 +25,21 @@ class Limits(TypedDict):
     max_tokens: int | None
 
 
-def optimize_then_route(settings: Settings, workload: str, *, limits: Limits, route: bool, console: Console) -> None:
+class Asked(NamedTuple):
+    """How far an optimisation goes, and whether runs are there for changes alone."""
+
+    scope: Scope = Scope.FULL
+    only_changed: bool = False
+
+
+def optimize_then_route(
+    settings: Settings, workload: str, *, limits: Limits, asked: Asked, route: bool, console: Console
+) -> None:
     """Run `optimize-workload`, then `route-batch` when there is a champion; print both summaries."""
     loaded = load_workload(find_workload(workload, settings.workloads))
-    name, asked = loaded.workload.name, _asked(loaded, settings)
-    optimized = _run("optimize-workload", {"workload": asked, **limits}, name, settings, console)
+    name = loaded.workload.name
+    parameters = {"workload": asked_name(loaded, settings), **limits, "only_changed": asked.only_changed}
+    optimized = _run("optimize-workload", {**parameters, "scope": asked.scope.value}, name, settings, console)
     showing.summary(console, str(optimized))
     if not route or loaded.workload.dataset.incoming is None:
         return
@@ -38,7 +49,7 @@ def optimize_then_route(settings: Settings, workload: str, *, limits: Limits, ro
     except NotFound as error:
         console.print(f"\nnothing to route with: {escape(error.message)}")
         return
-    routed = _run("route-batch", {"workload": asked, **limits}, name, settings, console)
+    routed = _run("route-batch", parameters, name, settings, console)
     showing.summary(console, str(routed))
     showing.closing_words(console, name)
 
@@ -46,11 +57,11 @@ def optimize_then_route(settings: Settings, workload: str, *, limits: Limits, ro
 def audit(settings: Settings, workload: str, *, limits: dict[str, Any], console: Console) -> UUID:
     """Run `audit-bundle` and follow it; returns its id."""
     loaded = load_workload(find_workload(workload, settings.workloads))
-    parameters = {"workload": _asked(loaded, settings), **limits}
+    parameters = {"workload": asked_name(loaded, settings), **limits}
     return _run("audit-bundle", parameters, loaded.workload.name, settings, console)
 
 
-def _asked(loaded: LoadedWorkload, settings: Settings) -> str:
+def asked_name(loaded: LoadedWorkload, settings: Settings) -> str:
     """A workload's name where it leads there, because it reads better in Prefect than a path."""
     name, folder = loaded.workload.name, loaded.folder
     known = (settings.workloads / name.replace("-", "_"), settings.workloads / name)
@@ -62,6 +73,15 @@ def resume(settings: Settings, run_id: str, *, max_usd: float | None, max_tokens
     run = stopping.reopen(run_id, max_usd=max_usd, max_tokens=max_tokens)
     _follow(UUID(run.id), f"{run.kind} {run.workload}", settings, console)
     showing.summary(console, run.id)
+
+
+def route_version(settings: Settings, workload: str, version: str, *, console: Console) -> UUID:
+    """Run `route-batch` on a snapshot of the ledger, follow it and print its summary; returns its id."""
+    loaded = load_workload(find_workload(workload, settings.workloads))
+    parameters = {"workload": asked_name(loaded, settings), "version": version}
+    routed = _run("route-batch", parameters, loaded.workload.name, settings, console)
+    showing.summary(console, str(routed))
+    return routed
 
 
 def _run(flow: str, parameters: dict[str, Any], workload: str, settings: Settings, console: Console) -> UUID:

@@ -31,8 +31,18 @@ class Settings(BaseSettings):
     weights: Path | None = Field(
         default=None, description="Folder of the model weights, shared likewise; default: `weights` in the home folder."
     )
+    embedded: bool = Field(
+        default=True,
+        description="Whether a service without an address is started here; if not, each is somewhere else, "
+        "as for a container.",
+    )
     workloads: Path = Field(
         default=Path(__file__).parents[1] / "examples", description="Folder with one subfolder a workload."
+    )
+    triggers: Path | None = Field(
+        default=None,
+        description="The file that says which senders may start which runs; "
+        "default: `triggers.yaml` beside the workloads.",
     )
 
     database_url: str | None = Field(
@@ -40,6 +50,14 @@ class Settings(BaseSettings):
         validation_alias=_given("DATABASE_URL", "database_url"),
         description="A Postgres of yours, postgresql+psycopg://user@host:port/database; "
         "the password belongs in PGPASSFILE. Replaces the embedded server.",
+    )
+    reader_url: str | None = Field(
+        default=None,
+        description="The same database for the dashboard, as a role that may only read the schema `views`; "
+        "the password belongs in PGPASSFILE.",
+    )
+    dashboard_url: str | None = Field(
+        default=None, description="Where people find the dashboard; runs link to it. Written by the stack."
     )
     prefect_api_url: str | None = Field(
         default=None,
@@ -89,6 +107,17 @@ class Settings(BaseSettings):
         default=None, description="File with the cluster's token (RAY_AUTH_MODE=token there)."
     )
 
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that Prefect, Phoenix and the receiver listen on. Another one than loopback needs "
+        "`public_url` and `tls_proxy`; what has no login stays on loopback.",
+    )
+    public_url: str | None = Field(
+        default=None,
+        description="https://name of the proxy that ends TLS; it serves each service at the service's own port.",
+    )
+    tls_proxy: str | None = Field(default=None, description="Address or network that the proxy connects from.")
+
     port_postgres: int = Field(default=54329, description="First port tried for Postgres; the next free one is taken.")
     port_prefect: int = Field(default=4200, description="First port tried for Prefect.")
     port_mlflow: int = Field(default=5000, description="First port tried for MLflow.")
@@ -96,6 +125,8 @@ class Settings(BaseSettings):
     port_phoenix_grpc: int = Field(default=4317, description="First port tried for Phoenix's OTLP over gRPC.")
     port_engine: int = Field(default=8000, description="First port tried for the model servers.")
     port_worker: int = Field(default=4280, description="First port tried for the worker's own health answer.")
+    port_webhooks: int = Field(default=8080, description="First port tried for the receiver of webhooks.")
+    port_dashboard: int = Field(default=8501, description="First port tried for the dashboard.")
 
     chunk_rows: int = Field(default=10_000, ge=1, description="Rows in one Prefect task run.")
     in_flight: int = Field(

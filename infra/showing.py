@@ -24,7 +24,7 @@ def list_runs(console: Console, *, limit: int, as_json: bool) -> None:
     with transaction() as db:
         found = runs.load_runs(db, limit=limit)
     if as_json:
-        console.print_json(json.dumps([_facts(run) for run in found]))
+        terminal.print_json(console, json.dumps([_facts(run) for run in found]))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("run", "kind", "workload", "state", "dataset", "bundle", "started"):
@@ -56,7 +56,7 @@ def show_run(console: Console, run_id: str, *, quarantined: bool, as_json: bool)
     run = _find(run_id)
     if not quarantined:
         if as_json:
-            console.print_json(json.dumps(_facts(run)))
+            terminal.print_json(console, json.dumps(_facts(run)))
         else:
             summary(console, run.id)
         return
@@ -64,7 +64,7 @@ def show_run(console: Console, run_id: str, *, quarantined: bool, as_json: bool)
         rows = answers.load_quarantine(db, run.id)
     if as_json:
         listed = [{"place": str(q.place), "stage": q.stage, "reason": q.reason} for q in rows]
-        console.print_json(json.dumps(listed))
+        terminal.print_json(console, json.dumps(listed))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("file", "line", "field", "stage", "reason"):
@@ -182,7 +182,7 @@ def check(console: Console, settings: Settings, run_id: str | None, *, as_json: 
         found = [diagnose(db, run) for run in chosen]
     well = all(d.healthy for d in found) and all(s.phase == "healthy" for s in states)
     if as_json:
-        console.print_json(json.dumps({"healthy": well, "runs": [_finding(d) for d in found]}))
+        terminal.print_json(console, json.dumps({"healthy": well, "runs": [_finding(d) for d in found]}))
         return well
     console.print(terminal.status_table(states))
     for d in found:

@@ -13,6 +13,7 @@ from infra.db.session import transaction
 from infra.db.store import audits, labels
 from infra.db.store.audits import Audit
 from infra.labels import Imported
+from infra.terminal import print_json
 
 Json = dict[str, Any]
 FAULTS_SHOWN = 20
@@ -29,16 +30,17 @@ def show(console: Console, report: Json) -> None:
 
 
 def show_audit(console: Console, run_id: str, *, as_json: bool) -> bool:
-    """A concluded audit with what its detectors can see; True when nothing is held against the certificate."""
+    """A concluded audit with what its detectors can see; True when nothing is held against the certificate: neither
+    an alarm nor that it was void before."""
     with transaction() as db:
         audit = audits.load_audit(db, run_id)
     if as_json:
-        console.print_json(json.dumps({**_facts(audit), "sights": {name: asdict(s) for name, s in SIGHTS.items()}}))
+        print_json(console, json.dumps({**_facts(audit), "sights": {name: asdict(s) for name, s in SIGHTS.items()}}))
     else:
         show(console, audit.report.model_dump(mode="json"))
         for line in sights():
             console.print(f"    [dim]{escape(line)}[/]")
-    return not audit.report.alarms
+    return not audit.report.alarms and audit.report.verdict != "void"
 
 
 def list_audits(console: Console, workload: str, *, as_json: bool) -> None:
@@ -46,7 +48,7 @@ def list_audits(console: Console, workload: str, *, as_json: bool) -> None:
     with transaction() as db:
         found = audits.load_audits(db, workload=workload)
     if as_json:
-        console.print_json(json.dumps([_facts(audit) for audit in found]))
+        print_json(console, json.dumps([_facts(audit) for audit in found]))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("audit", "at", "bundle", "verdict", "loss", "95 %", "rows", "log e", "detector", "USD"):
@@ -84,7 +86,7 @@ def show_imported(console: Console, found: Imported, *, as_json: bool) -> None:
     """What became of a file of labels; every fault with its place and what to do."""
     if as_json:
         faults = [{"place": str(place), "reason": reason, "fix": fix} for place, reason, fix in found.faults]
-        console.print_json(json.dumps({**asdict(found), "faults": faults}))
+        print_json(console, json.dumps({**asdict(found), "faults": faults}))
         return
     console.print(
         f"{found.new:,} labels imported, {found.known:,} known already, {found.replaced:,} replaced; "
@@ -102,7 +104,7 @@ def list_labels(console: Console, *, as_json: bool) -> None:
         found = labels.count_labels(db)
         waiting = labels.count_unlabelled(db)
     if as_json:
-        console.print_json(json.dumps({"labels": [asdict(count) for count in found], "waiting": waiting}))
+        print_json(console, json.dumps({"labels": [asdict(count) for count in found], "waiting": waiting}))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("workload", "field", "labels", "files"):

@@ -23,6 +23,7 @@ from infra.db.store.bundles import StoredBundle
 from infra.db.store.promotions import Entry
 from infra.serving import present_of
 from infra.settings import Settings
+from infra.terminal import print_json
 from infra.workloads import find_workload, load_workload
 
 Json = dict[str, Any]
@@ -36,7 +37,7 @@ def list_bundles(console: Console, workload: str | None, *, as_json: bool) -> No
         found = bundles.load_bundles(db, workload=workload)
     listed = [{**_facts(stored), **_figures(_summary(stored))} for stored in found]
     if as_json:
-        console.print_json(json.dumps(listed))
+        print_json(console, json.dumps(listed))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("bundle", "workload", "made", "alias", "threshold", "quality", "USD / 1,000 rows", "run"):
@@ -76,7 +77,7 @@ def show_bundle(console: Console, reference: str, folder: str, settings: Setting
             "history": [_entry(entry) for entry in history],
             "body": stored.bundle.model_dump(mode="json"),
         }
-        console.print_json(json.dumps(facts))
+        print_json(console, json.dumps(facts))
         return
     _print_promise(console, stored, validity)
     _print_parts(console, stored, summary)
@@ -126,7 +127,7 @@ def show_moved(console: Console, moved: Moved, *, as_json: bool) -> None:
     reasons = list(moved.verdict.reasons) if moved.verdict else []
     if as_json:
         facts = {"workload": moved.bundle.workload, "champion": moved.bundle.hash, "before": moved.before}
-        console.print_json(json.dumps({**facts, "act": moved.act and moved.act.value, "gate": reasons}))
+        print_json(console, json.dumps({**facts, "act": moved.act and moved.act.value, "gate": reasons}))
         return
     if moved.act is None:
         console.print(f"{moved.bundle.hash[:SHORT]} is champion of {moved.bundle.workload} already")

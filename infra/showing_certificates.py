@@ -1,6 +1,8 @@
 """A certificate for a table, as people read it and as JSON."""
 
 import json
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -11,22 +13,44 @@ from domain.certificates import Certificate, NotCertified, Tuned
 from domain.certificates import promise as words_of
 from domain.intervals import Interval
 from infra.certifying import METRIC, Certified
+from infra.routing_tables import RoutingTable
 from infra.versions import code_version
 
 Json = dict[str, Any]
 
 
 def show_certified(console: Console, found: Certified, *, as_json: bool) -> None:
-    """The verdict in one line, both models and the cascade, each signal, and the promise."""
+    """The verdict in one line, both models and the cascade, each signal, and the promise; JSON is never coloured."""
     if as_json:
-        console.print_json(json.dumps(facts(found), allow_nan=False))
+        _write(json.dumps(facts(found), indent=2, allow_nan=False) + "\n")
         return
-    console.print(_verdict_line(found))
-    console.print(_figures(found))
-    if len(found.tuned) > 1:
-        console.print(_signals(found))
-    if isinstance(found.verdict, Certificate):
-        console.print(f"[dim]{escape(found.verdict.promise)}[/]")
+    with console.capture() as text:
+        console.print(_verdict_line(found))
+        console.print(_figures(found))
+        if len(found.tuned) > 1:
+            console.print(_signals(found))
+        if isinstance(found.verdict, Certificate):
+            console.print(f"[dim]{escape(found.verdict.promise)}[/]")
+        if found.table.repeated:
+            console.print(
+                f"{found.table.repeated:,} rows repeat another one, id and all, and count as drawn again. "
+                "If they are copies, leave them out: copies make a promise look better founded than it is."
+            )
+    _write(text.get())
+
+
+def _write(text: str) -> None:
+    """Write to standard output in any encoding; that nobody reads it is no other verdict."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.replace("≥", ">=").encode(encoding, "replace").decode(encoding)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def facts(found: Certified) -> Json:
@@ -64,10 +88,17 @@ def facts(found: Certified) -> Json:
     }
     return shared | {
         "signals": {name: _signal(one.verdict) for name, one in found.tuned.items()},
-        "ignored_columns": list(found.table.ignored),
+        **_of_table(found.table),
         "grid_hash": verdict.grid_hash,
-        "table_sha256": found.table.sha256,
         "code": code_version(),
+    }
+
+
+def _of_table(table: RoutingTable) -> Json:
+    return {
+        "repeated_rows": table.repeated,
+        "ignored_columns": list(table.ignored),
+        "table_sha256": table.sha256,
     }
 
 

@@ -12,10 +12,11 @@ from domain.bundle_diffs import BundleDiff, Compared, compare_cascades, diff_bun
 from domain.canonical import canonical
 from domain.comparisons import Difference
 from domain.datasets import Split
-from infra.aliasing import judged_rows
+from infra.aliasing import judged_rows, require_one_metric
 from infra.db.session import transaction
 from infra.db.store import bundles
 from infra.db.store.bundles import StoredBundle
+from infra.terminal import print_json
 
 SHORT = 12
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
@@ -25,6 +26,7 @@ def show_diff(console: Console, before: str, after: str, *, as_json: bool) -> No
     """What differs between two bundles; quality and cost on the test rows that both answered."""
     with transaction() as db:
         one, two = bundles.find_bundle(db, before), bundles.find_bundle(db, after)
+    require_one_metric(one, two)
     found = diff_bundles(one.bundle, two.bundle)
     rows = compare_cascades(
         judged_rows(one, Split.TEST),
@@ -32,7 +34,7 @@ def show_diff(console: Console, before: str, after: str, *, as_json: bool) -> No
         thresholds=(one.bundle.threshold, two.bundle.threshold),
     )
     if as_json:
-        console.print_json(json.dumps(_facts(one, two, found, rows)))
+        print_json(console, json.dumps(_facts(one, two, found, rows)))
         return
     console.print(f"[bold]{one.bundle.hash[:SHORT]} → {two.bundle.hash[:SHORT]}[/]  {_names(one)} → {_names(two)}")
     if found.identical:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from domain.replays import Cause, Divergence, Kind
 from infra.replaying import Replay
 from infra.sealing import Seal
+from infra.terminal import print_json
 
 MEANING = {
     Cause.DATA: "the rows in the ledger are not those that the run saw",
@@ -24,7 +25,7 @@ SHOWN = 400
 def show_replay(console: Console, replay: Replay, seal: Seal, *, as_json: bool) -> None:
     """`identical`, or the first divergence with its cause and both values; then what was compared."""
     if as_json:
-        console.print_json(json.dumps(_facts(replay, seal)))
+        print_json(console, json.dumps(_facts(replay, seal)))
         return
     run, seen = replay.run, replay.seen
     verdict = "[bold green]identical[/]" if seen.identical else "[bold red]divergent[/]"

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from domain.scores import Estimate
 from infra.reproducing import Reproduction
+from infra.terminal import print_json
 
 
 def show(console: Console, found: Reproduction, *, as_json: bool) -> None:
@@ -26,7 +27,7 @@ def show(console: Console, found: Reproduction, *, as_json: bool) -> None:
             "usd": sum(tier.usd for tier in found.tiers.values()),
             "notes": found.notes,
         }
-        console.print_json(json.dumps(facts))
+        print_json(console, json.dumps(facts))
         return
     console.print(f"[bold]reproduce {escape(found.of.workload)}[/]  run {found.of.id[:8]}, {found.rows:,} of its rows")
     table = Table(box=None, pad_edge=False)

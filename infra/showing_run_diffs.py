@@ -13,6 +13,7 @@ from domain.comparisons import Difference
 from domain.run_diffs import Ended, Flip, RunDiff
 from infra.comparing import compare_runs
 from infra.db.store.runs import RunRecord
+from infra.terminal import print_json
 
 MOST_FLIPS = 20
 
@@ -21,7 +22,7 @@ def show(console: Console, before: str, after: str, *, as_json: bool) -> None:
     """Quality, cost and every flipped row of two runs, with what it is put down to."""
     one, two, found = compare_runs(before, after)
     if as_json:
-        console.print_json(json.dumps(_facts(one, two, found)))
+        print_json(console, json.dumps(_facts(one, two, found)))
         return
     console.print(f"[bold]{one.workload}[/]  run {one.id[:8]} ({one.kind}) → run {two.id[:8]} ({two.kind})")
     alone = f", {found.before_only} only in the first, {found.after_only} only in the second"

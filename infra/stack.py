@@ -12,13 +12,25 @@ from pathlib import Path
 
 import psutil
 
-from infra import orphans, ports, postgres, services, startup
+from infra import credentials, doors, elsewhere, orphans, ports, postgres, services, startup
 from infra.llm import models
-from infra.settings import Settings
+from infra.service import QUIET, Ports, envs_folder, stop_of, weights_folder
+from infra.settings import Settings, load_settings
 from infra.startup import ServiceState, StackError, Surroundings
 from infra.supervision import Process, Supervisor
 
-__all__ = ["ServiceState", "Stack", "StackError", "down", "embedded", "environment", "log_path", "status", "up"]
+__all__ = [
+    "ServiceState",
+    "Stack",
+    "StackError",
+    "down",
+    "embedded",
+    "environment",
+    "log_path",
+    "replaced",
+    "status",
+    "up",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +42,18 @@ class Stack:
 
 
 def up(settings: Settings, *, only: Collection[str] | None = None, report: Callable[[ServiceState], None]) -> Stack:
-    """Bring up all that is ours, or the named services and what they need; what is healthy stays as it is."""
+    """Bring up all that is ours, or the named services and what they need; what is healthy stays as it is.
+
+    Raises DoorRefused before anything listens where it should not, or with a secret that is none, and StackError.
+    """
     ours = embedded(settings)
     wanted = _with_needs(ours, ours if only is None else frozenset(only) & ours)
+    doors.check(settings, wanted)  # a stack of others' servers has logins too
+    if not ours:
+        return Stack((), environment(settings))
     supervisor = Supervisor(settings)
     with _alone(settings, patience_s=None):
-        supervisor.ensure({name: services.STOPS[name] for name in services.NAMES if name in ours})
+        supervisor.ensure({name: stop_of(name) for name in services.NAMES if name in ours})
         running = {name for name, process in supervisor.processes().items() if process.up}
         taken = ports.allocate(settings, wanted, running)
         surroundings = environment(settings)
@@ -45,19 +63,21 @@ def up(settings: Settings, *, only: Collection[str] | None = None, report: Calla
 
 
 def down(settings: Settings) -> None:
-    """Stop everything of ours, the worker first and Postgres last, also what a killed supervisor left behind."""
+    """Stop everything of ours, our own code first and Postgres last, also what a killed supervisor left behind."""
     supervisor = Supervisor(settings)
     with _alone(settings, patience_s=5):
         up_now = [name for name, process in supervisor.processes().items() if process.up or process.state == "BACKOFF"]
-        middle = [name for name in up_now if name not in {"worker", "postgres"}]
-        for batch in (["worker"], middle, ["postgres"]):
+        middle = [name for name in up_now if name not in {*services.OURS, "postgres"}]
+        for batch in (list(services.OURS), middle, ["postgres"]):
             with ThreadPoolExecutor(len(services.NAMES)) as pool:
                 list(pool.map(supervisor.stop, [name for name in batch if name in up_now]))
         supervisor.shutdown()
 
 
 def status(settings: Settings) -> list[ServiceState]:
-    """How every service of ours is now."""
+    """How every service of ours is now; where none is ours, how those are that have an address."""
+    if not settings.embedded:
+        return elsewhere.states(settings)
     supervisor = Supervisor(settings)
     processes = supervisor.processes()
     known = ports.remembered(settings)
@@ -89,10 +109,10 @@ def environment(settings: Settings) -> dict[str, str]:
     known = ports.remembered(settings)
     ours = embedded(settings)
     result = {
-        **services.QUIET,
+        **QUIET,
         "HEADRACE_HOME": str(settings.home),
-        "HEADRACE_ENVS": str(services.envs_folder(settings)),
-        "HEADRACE_WEIGHTS": str(services.weights_folder(settings)),
+        "HEADRACE_ENVS": str(envs_folder(settings)),
+        "HEADRACE_WEIGHTS": str(weights_folder(settings)),
         "PREFECT_HOME": str(settings.home / "prefect"),
         # Results of finished chunks stay where a rerun looks for them.
         "PREFECT_LOCAL_STORAGE_PATH": str(settings.home / "prefect" / "storage"),
@@ -104,22 +124,42 @@ def environment(settings: Settings) -> dict[str, str]:
     return result
 
 
+def connect() -> Settings:
+    """Let this process reach the stack as the worker does; what the user gave stays. Returns the settings with it.
+
+    Whatever imports Prefect is imported after this: Prefect reads the environment once, at its import.
+    """
+    os.environ.update(environment(load_settings()))
+    return load_settings()
+
+
 def embedded(settings: Settings) -> frozenset[str]:
-    """The services that are ours to run: all but those for which the user gave an address."""
-    own = _own_addresses(ports.remembered(settings))
+    """The services that are ours to run: all but those for which the user gave an address, or none at all."""
+    if not settings.embedded:
+        return frozenset()
+    own = _own_addresses(settings, ports.remembered(settings))
+    elsewhere = replaced(settings)
+    absent = elsewhere - {"postgres"}
+    if any(url not in own.values() for url in settings.engines.values()):
+        absent |= services.MODELS.keys()
+    if elsewhere >= {"postgres", "prefect", "mlflow", "phoenix"}:
+        absent |= {"postgres"}
+    if "postgres" in elsewhere and not settings.reader_url:
+        absent |= {"dashboard"}
+    return frozenset(services.NAMES) - absent
+
+
+def replaced(settings: Settings) -> frozenset[str]:
+    """Of the ledger (`postgres`), Prefect, MLflow and Phoenix those for which the user gave an address."""
+    own = _own_addresses(settings, ports.remembered(settings))
     given = {
+        "postgres": settings.database_url,
         "prefect": settings.prefect_api_url,
         "mlflow": settings.mlflow_tracking_uri,
         "phoenix": settings.phoenix_endpoint,
     }
     # A shell that has our own variables loaded gives our own addresses back: those count as not given.
-    absent = {name for name, value in given.items() if value and value != own.get(name)}
-    if any(url not in own.values() for url in settings.engines.values()):
-        absent |= services.MODELS.keys()
-    database_given = bool(settings.database_url) and settings.database_url != own.get("postgres")
-    if database_given and given.keys() <= absent:
-        absent.add("postgres")
-    return frozenset(services.NAMES) - absent
+    return frozenset(name for name, value in given.items() if value and value != own.get(name))
 
 
 def log_path(settings: Settings, service: str) -> Path:
@@ -127,8 +167,8 @@ def log_path(settings: Settings, service: str) -> Path:
     return Supervisor(settings).log_path(service)
 
 
-def _own_addresses(known: services.Ports) -> dict[str, str]:
-    own = {name: f"http://127.0.0.1:{port}" for name, port in known.items()}
+def _own_addresses(settings: Settings, known: Ports) -> dict[str, str]:
+    own = {name: doors.origin(settings, name, port) for name, port in known.items()}
     own.update({name: f"{own[name]}/v1" for name in services.MODELS if name in own})
     if "prefect" in own:
         own["prefect"] += "/api"
@@ -141,6 +181,7 @@ def _given(settings: Settings) -> dict[str, str]:
     """What the user set, under the names that the tools read."""
     given = {
         "HEADRACE_DATABASE_URL": settings.database_url,
+        "HEADRACE_READER_URL": settings.reader_url,
         "PREFECT_API_URL": settings.prefect_api_url,
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
         "PHOENIX_COLLECTOR_ENDPOINT": settings.phoenix_endpoint,
@@ -151,35 +192,42 @@ def _given(settings: Settings) -> dict[str, str]:
     return {name: value for name, value in given.items() if value}
 
 
-def _embedded_variables(settings: Settings, known: services.Ports) -> dict[str, Callable[[], dict[str, str]]]:
+def _embedded_variables(settings: Settings, known: Ports) -> dict[str, Callable[[], dict[str, str]]]:
     """The variables each embedded service adds; only of services that were brought up."""
-    own = _own_addresses(known)
+    own = _own_addresses(settings, known)
 
     def database() -> dict[str, str]:
         if settings.database_url and settings.database_url != own["postgres"]:
             return {}
-        return {"HEADRACE_DATABASE_URL": own["postgres"], "PGPASSFILE": str(postgres.passfile(settings))}
+        return {
+            "HEADRACE_DATABASE_URL": own["postgres"],
+            "HEADRACE_READER_URL": postgres.url(
+                port=known["postgres"], database="headrace", role=postgres.READER, driver="postgresql+psycopg"
+            ),
+            "PGPASSFILE": str(postgres.passfile(settings)),
+        }
 
     def engines() -> dict[str, str]:
         urls = {model: own[name] for name, model in services.MODELS.items() if name in own}
-        weights = services.weights_folder(settings)
+        weights = weights_folder(settings)
         revisions = {model: found for model in urls if (found := models.revision(weights, model))}
         return {
             "HEADRACE_ENGINES": json.dumps(urls, sort_keys=True),
             "HEADRACE_ENGINE_REVISIONS": json.dumps(revisions, sort_keys=True),
-            "VLLM_API_KEY": services.model_key(settings),
+            "VLLM_API_KEY": credentials.model_key(settings),
         }
 
     variables: dict[str, Callable[[], dict[str, str]]] = {
         "postgres": database,
         "prefect": lambda: {
             "PREFECT_API_URL": own["prefect"],
-            "PREFECT_API_AUTH_STRING": services.prefect_auth(settings),
+            "PREFECT_API_AUTH_STRING": credentials.prefect_auth(settings),
         },
         "mlflow": lambda: {"MLFLOW_TRACKING_URI": own["mlflow"]},
+        "dashboard": lambda: {"HEADRACE_DASHBOARD_URL": own["dashboard"]},
         "phoenix": lambda: {
             "PHOENIX_COLLECTOR_ENDPOINT": own["phoenix"],
-            "PHOENIX_API_KEY": services.phoenix_key(settings),
+            "PHOENIX_API_KEY": credentials.phoenix_key(settings),
         },
         **dict.fromkeys(services.MODELS, engines),
     }

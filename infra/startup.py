@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from domain.errors import HeadraceError
-from infra import credentials, postgres, services
+from infra import credentials, postgres
 from infra.llm import models
-from infra.services import Service
+from infra.own_services import POOL, WORKER
+from infra.quieting import write_logging
+from infra.service import Ports, Service, python, weights_folder
 from infra.settings import Settings
 from infra.supervision import Process, Supervisor
 
@@ -73,7 +75,7 @@ def _registered(worker: Service) -> bool:
     if auth is None:
         return True
     request = urllib.request.Request(  # noqa: S310 - the address is ours, http on loopback
-        f"{worker.environment['PREFECT_API_URL']}/work_pools/{services.POOL}/workers/filter",
+        f"{worker.environment['PREFECT_API_URL']}/work_pools/{POOL}/workers/filter",
         data=b'{"workers": {"status": {"any_": ["ONLINE"]}}}',
         headers={
             "Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}",
@@ -81,7 +83,7 @@ def _registered(worker: Service) -> bool:
         },
     )
     with DIRECT.open(request, timeout=3) as answer:
-        return services.WORKER in {online["name"] for online in json.load(answer)}
+        return WORKER in {online["name"] for online in json.load(answer)}
 
 
 Event = ServiceState | BaseException
@@ -93,7 +95,7 @@ class Surroundings:
 
     settings: Settings
     supervisor: Supervisor
-    ports: services.Ports
+    ports: Ports
     events: "queue.Queue[Event]" = field(default_factory=queue.Queue[Event])
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -195,18 +197,20 @@ class _Start:
     def _prepare(self) -> None:
         if temporary := self._service.environment.get("TMPDIR"):
             Path(temporary).mkdir(exist_ok=True, mode=0o700)
+        if home := self._service.environment.get("PREFECT_HOME"):
+            write_logging(Path(home))
         if self._service.name == "postgres":
             try:
                 postgres.prepare(self._settings, self._port, self._log)
             except postgres.PostgresError as error:
                 raise StackError("postgres", error.message, self._log, error.fix) from error
         model = self._service.weights
-        if model and models.revision(services.weights_folder(self._settings), model) is None:
+        if model and models.revision(weights_folder(self._settings), model) is None:
             self._build_weights(model)
 
     def _build_weights(self, model: str) -> None:
         """Convert in the engine's environment; its progress lines are shown, all else goes to the log."""
-        folder = services.weights_folder(self._settings)
+        folder = weights_folder(self._settings)
         command = [self._service.argv[0], "-P", models.__file__, model, str(folder)]
         with (
             self._log.open("a") as log,
@@ -223,8 +227,8 @@ class _Start:
             raise self._failed(self._cause() or f"building the weights ended with {conversion.returncode}")
 
     def _check_environment(self) -> None:
-        python = Path(services.python(self._settings, self._service.venv))
-        if not python.exists():
+        interpreter = Path(python(self._settings, self._service.venv))
+        if not interpreter.exists():
             raise StackError(
                 self._service.name,
                 f"the environment {self._service.venv} is not installed",

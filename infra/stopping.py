@@ -4,10 +4,10 @@ import time
 from uuid import UUID
 
 from rich.console import Console
-from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from domain.errors import NotFound, RunUnderWay, StoreError
+from domain.retentions import PRUNED
 from infra import deployments, leases
 from infra.db.session import retried
 from infra.db.store import leases as lease_store
@@ -75,10 +75,8 @@ def _has_ended(run: RunRecord, console: Console, *, patience_s: float) -> bool:
 
 
 def _settle(db: Session, run_id: str) -> bool:
-    if not leases.displace(db, run_id):
-        return False
-    runs.change_run(db, run_id, state="cancelled", ended_at=func.now())
-    return True
+    # One that has ended by itself since it was seen stays as it ended.
+    return leases.displace(db, run_id) and runs.end_lost(db, run_id, state="cancelled")
 
 
 def forget(run_id: UUID, console: Console, settings: Settings) -> None:
@@ -92,9 +90,12 @@ def forget(run_id: UUID, console: Console, settings: Settings) -> None:
 def reopen(run_id: str, *, max_usd: float | None, max_tokens: int | None) -> RunRecord:
     """Let Prefect carry out a run again, under the same id, so that it does exactly the rest; a given budget counts.
 
-    Raises NotFound, RunUnderWay when a process carries it out, and PrefectError when Prefect does not take it.
+    Raises NotFound also for a run that is complete or being forgotten, RunUnderWay when a process carries it out, and
+    PrefectError when Prefect does not take it.
     """
     run = retried(lambda db: runs.load_run(db, run_id))
+    if run.state == PRUNED:
+        raise runs.forgotten(run.id)
     if run.state == "completed":
         raise NotFound(f"run {run.id[:8]} is complete: there is nothing left to do.")
     holder = retried(lambda db: lease_store.holder_for(db, run.id))

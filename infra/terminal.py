@@ -53,6 +53,11 @@ def service_board(console: Console) -> Generator[Callable[[ServiceState], None]]
     yield report
 
 
+def print_json(console: Console, text: str) -> None:
+    """Print JSON that is read by programs: never coloured, whatever FORCE_COLOR says, and indented for people."""
+    console.out(json.dumps(json.loads(text), indent=2), highlight=False)
+
+
 def status_table(states: Sequence[ServiceState]) -> Table:
     """The services as a table."""
     table = Table(box=None, pad_edge=False)

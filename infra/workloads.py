@@ -2,23 +2,21 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
-from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import BaseModel
 
 from domain.canonical import digest
 from domain.errors import Place, WorkloadError
 from domain.schemas import OutputSchema
 from domain.scores import METRICS, Metric
 from domain.workloads import Workload
+from infra.written import read_written
 
 FILE = "workload.yaml"
 
@@ -85,52 +83,7 @@ def find_workload(name_or_path: str, workloads: Path) -> Path:
 
 def load_workload(folder: Path) -> LoadedWorkload:
     """Read and validate `workload.yaml` in a folder; raises WorkloadError naming line and column."""
-    file = folder / FILE
-    try:
-        parsed: Any = YAML(typ="rt").load(file.read_text(encoding="utf-8"))
-        plain = _plain(parsed)
-    except MarkedYAMLError as error:
-        mark = cast(Any, error.problem_mark)  # pyright: ignore[reportUnknownMemberType]
-        place = Place(str(file), mark.line + 1, mark.column + 1) if mark else Place(str(file))
-        raise WorkloadError(place, f"this is not YAML: {error.problem}") from error
-    except UnicodeDecodeError as error:
-        raise WorkloadError(Place(str(file)), "the file is not UTF-8") from error
-    except (YAMLError, OSError) as error:
-        raise WorkloadError(Place(str(file)), f"the file cannot be read: {error}"[:300]) from error
-    except RecursionError as error:
-        raise WorkloadError(Place(str(file)), "the file is nested too deep, or into itself") from error
-    try:
-        return LoadedWorkload(Workload.model_validate(plain), folder)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        line, column = _position(parsed, problem["loc"])
-        field = ".".join(map(str, problem["loc"])) or None
-        raise WorkloadError(Place(str(file), line, column, field), problem["msg"]) from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, CommentedMap):
-        return {str(key): _plain(item) for key, item in cast(dict[Any, Any], value).items()}
-    if isinstance(value, CommentedSeq):
-        return [_plain(item) for item in cast(list[Any], value)]
-    return value
-
-
-def _position(parsed: Any, path: Sequence[str | int]) -> tuple[int, int]:
-    """1-based line and column of the deepest part of a path that stands in the file."""
-    line, column = 0, 0
-    here: Any = parsed
-    for part in path:
-        position = getattr(here, "lc", None)
-        if position is None:
-            break
-        try:
-            found: Any = position.key(part) if hasattr(here, "keys") else position.item(part)
-            line, column = found
-        except (KeyError, TypeError, IndexError):
-            break
-        here = here[part]
-    return line + 1, column + 1
+    return LoadedWorkload(read_written(folder / FILE, Workload), folder)
 
 
 def _reference(reference: str, folder: Path, place: Place) -> object:

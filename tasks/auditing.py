@@ -5,18 +5,18 @@ from prefect import get_run_logger, task
 from domain.audit_verdicts import lines, metrics, report, uncertified_report, void_report
 from domain.audits import Terms, affordable, choose
 from domain.datasets import Split
-from infra import auditing, reporting, retuning, tracking
+from infra import auditing, notices, reporting, retuning, tracking
 from infra.audit_figures import Look, gap_over_audits
 from infra.auditing import News, reference_of, terms_of
 from infra.db.session import transaction
 from infra.db.store import audits, bundles, calls, datasets, runs
-from infra.db.store.audits import Route
 from infra.drifting import count_drifts
+from tasks.naming import name_run
 from tasks.references import AuditRef, BundleRef, ChunkRef, DatasetRef, PickedRef, RunRef
 from tasks.running import is_retryable, load_for, step
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="pick-rows", retry_condition_fn=is_retryable)
 def pick_rows(run: RunRef, bundle: BundleRef, *, share: float, max_rows: int | None) -> PickedRef:
     """Choose a share of all rows that the champion has routed since its last audit; the kept ones among them become the
     run's own. A run that is resumed keeps its rows. Of a bundle that is void, or promises nothing, no row is taken."""
@@ -35,12 +35,13 @@ def pick_rows(run: RunRef, bundle: BundleRef, *, share: float, max_rows: int | N
         record = runs.load_run(db, run.run_id)
         version = record.dataset_version or ""
         sizes = datasets.split_sizes(db, version)
+    name_run("audit", run.workload, bundle.bundle_hash)
     data = DatasetRef(version=version, uri="routed rows", incoming=sizes.get(Split.INCOMING, 0))
     get_run_logger().info("%d kept rows are asked of the strong tier", data.incoming)
     return PickedRef(data=data, **record.summary["picked"])
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="conclude-audit", retry_condition_fn=is_retryable)
 def conclude_audit(
     run: RunRef, bundle: BundleRef, picked: PickedRef, _settled: list[ChunkRef], *, alpha: float
 ) -> AuditRef:
@@ -73,7 +74,7 @@ def conclude_audit(
 
 def _conclude(run: RunRef, bundle: BundleRef, picked: PickedRef, terms: Terms | None, reference: list[float]) -> None:
     loaded = load_for(run)
-    routes = [Route(*route) for route in picked.routes]
+    routes = auditing.still_unaudited(bundle.bundle_hash, picked.routes)
     looked = auditing.look(bundle.bundle_hash, routes, share=0.0)
     newest = looked.confidences[-auditing.NEWEST :]
     drifts = count_drifts([*reference, *newest], after=len(reference)) if newest and terms else None
@@ -110,9 +111,10 @@ def _conclude(run: RunRef, bundle: BundleRef, picked: PickedRef, terms: Terms | 
         done = (state, said)
         ids = [route.run_id for route in routes]
         audits.conclude(db, run.run_id, workload=run.workload, bundle_hash=hash_, found=done, routes=ids, usd=usd)
+        notices.audit(db, said, workload=run.workload, bundle_hash=hash_, run_id=run.run_id)
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="raise-alarm", retry_condition_fn=is_retryable)
 def raise_alarm(run: RunRef, audit: AuditRef) -> AuditRef:
     """Tell Prefect of an alarm, whose automation starts a new tuning; nothing of an audit that raised none."""
     if audit.verdict == "alarm":

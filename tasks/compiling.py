@@ -1,6 +1,7 @@
 """Compile: search a better prompt for a tier with DSPy; the result is plain JSON with a history of scores."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
@@ -9,11 +10,13 @@ from domain.answers import fit_prior
 from domain.compiles import baseline_of, compile_key
 from domain.confidences import LabelPrior
 from domain.datasets import Split, cut_train
+from domain.errors import NotFound
 from domain.ledgers import Stage
 from domain.prompts import PromptVersion
 from domain.requests import row_request
 from domain.schemas import OutputSchema
-from domain.workloads import Tier, TierName
+from domain.validities import examine
+from domain.workloads import Scope, Tier, TierName
 from infra import registry, tracking
 from infra.db.session import transaction
 from infra.db.store import bundles, datasets, runs
@@ -21,6 +24,7 @@ from infra.db.store.bundles import CompiledPrompt
 from infra.db.store.datasets import StoredRecord
 from infra.llm.blocking import blocking_ask
 from infra.progress import Progress
+from infra.serving import present_of
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload
 from tasks.references import DatasetRef, PromptRef, RunRef
@@ -32,8 +36,10 @@ if TYPE_CHECKING:
 
 @task(task_run_name="compile-{tier}", retry_condition_fn=is_retryable)
 def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
-    """Compile a tier's prompt on the train split, unless exactly this was compiled before."""
+    """Compile a tier's prompt on the train split, unless just this was compiled before or the champion's will do."""
     loaded = load_for(run)
+    if run.scope is not Scope.FULL and (found := _champions(run, loaded, tier)) is not None:
+        return found
     with transaction() as db:
         train = datasets.load_records(db, data.version, Split.TRAIN)
         keys = [row.key for row in train]
@@ -52,6 +58,31 @@ def compile_prompt(run: RunRef, data: DatasetRef, tier: TierName) -> PromptRef:
         prompt_hash=compiled.prompt.hash,
         calls=0 if found else compiled.report["calls"],
         improved=compiled.report["improved"],
+    )
+
+
+def _champions(run: RunRef, loaded: LoadedWorkload, tier: TierName) -> PromptRef | None:
+    """The champion's prompt, if there is a champion and what is deployed is still what it was made for."""
+    try:
+        with transaction() as db:
+            bundle = bundles.champion(db, run.workload)
+            compiled = bundles.find_prompt(db, bundle.workload, tier, bundle[tier])
+    except NotFound:
+        return None
+    found = examine(bundle, present_of(loaded, load_settings(), run.engine))
+    if compiled is None or found.void:
+        get_run_logger().info("%s: compiling, since %s", tier.value, "; ".join(found.reasons) or "its prompt is gone")
+        return None
+    with transaction() as db:
+        runs.add_summary(db, run.run_id, {"prompts_of": bundle.hash})
+    get_run_logger().info("%s: the champion's prompt %s", tier.value, compiled.prompt.hash[:12])
+    return PromptRef(
+        tier=tier,
+        compile_key=compiled.compile_key,
+        prompt_hash=compiled.prompt.hash,
+        calls=0,
+        improved=compiled.report["improved"],
+        champion=bundle.hash,
     )
 
 
@@ -111,6 +142,7 @@ def _report(report: "CompileReport", *, calls: int, prior: LabelPrior) -> dict[s
         "optimizer": report.optimizer,
         "baseline": report.baseline_score,
         "best": report.best_score,
+        "gain": asdict(report.gain),
         "improved": report.improved,
         "p_value": report.p_value,
         "note": report.note,

@@ -67,7 +67,7 @@ def export_evaluation(run: RunRef, data: DatasetRef, prompt: PromptRef, scored: 
     return url
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="confirm-spans", retry_condition_fn=is_retryable)
 def confirm_spans(run: RunRef, _promoted: BundleRef) -> int:
     """Send again the spans that Phoenix acknowledged but does not hold; returns how many were missing.
 

@@ -1,7 +1,7 @@
 """Generate: an answer for every row of a chunk, from an earlier run, from the ledger or from the model."""
 
 import uvloop
-from prefect import task
+from prefect import get_run_logger, task
 
 from infra.progress import Progress
 from infra.rows import generate
@@ -11,7 +11,7 @@ from tasks.references import BundleRef, ChunkRef, DatasetRef, PromptRef, RunRef
 from tasks.running import is_retryable
 
 
-@task(task_run_name="generate-{chunk.tier}-{chunk.index}", retry_condition_fn=is_retryable)
+@task(task_run_name="generate-{chunk.tier} {chunk.span}", retry_condition_fn=is_retryable)
 def generate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, chunk: ChunkRef) -> ChunkRef:
     """Ask a tier about every row of a chunk that it has not answered; a repeated task goes on where it stopped."""
     deployment = deployment_of(run, plan, chunk.tier)
@@ -19,6 +19,8 @@ def generate_chunk(run: RunRef, data: DatasetRef, plan: PromptRef | BundleRef, c
     progress = Progress(run.run_id, f"generate {chunk.tier}", chunk.total, done=chunk.first)
     tally = uvloop.run(generate(deployment, rows, settings=load_settings(), progress=progress))
     progress.finish(chunk.first + chunk.rows)
-    return chunk.model_copy(
-        update={"calls": tally.calls, "cached": tally.cached + tally.reused, "failed": tally.failed}
+    known = tally.cached + tally.reused
+    get_run_logger().info(
+        "%s rows %s: %d calls, %d from the ledger, %d failed", chunk.tier, chunk.span, tally.calls, known, tally.failed
     )
+    return chunk.model_copy(update={"calls": tally.calls, "cached": known, "failed": tally.failed})

@@ -2,13 +2,21 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from domain.workloads import EngineName, TierName
+from domain.workloads import EngineName, Scope, TierName
 
 
 class Reference(BaseModel):
     """A small immutable JSON object."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class Limits(Reference):
+    """What answers a run's rows if not what the tiers say, and what it may spend, USD and tokens."""
+
+    engine: EngineName | None = None
+    max_usd: float | None = None
+    max_tokens: int | None = None
 
 
 class RunRef(Reference):
@@ -21,10 +29,12 @@ class RunRef(Reference):
     tracking_id: str
     engine: EngineName | None = None
     chunk_rows: int
+    scope: Scope = Scope.FULL
+    only_changed: bool = False
 
 
 class DatasetRef(Reference):
-    """A snapshot and the rows in each of its splits."""
+    """A snapshot and the rows in each of its splits; `same_as` is the complete run since which nothing has changed."""
 
     version: str
     uri: str
@@ -34,16 +44,18 @@ class DatasetRef(Reference):
     incoming: int = 0
     bad_rows: int = 0
     new: bool = True
+    same_as: str | None = None
 
 
 class PromptRef(Reference):
-    """A tier's compiled prompt."""
+    """A tier's compiled prompt; `champion` is the hash of the bundle that it was taken from instead of compiled."""
 
     tier: TierName
     compile_key: str
     prompt_hash: str
     calls: int
     improved: bool
+    champion: str | None = None
 
 
 class BundleRef(Reference):
@@ -66,6 +78,11 @@ class ChunkRef(Reference):
     reasks: int = 0
     failed: int = 0
 
+    @property
+    def span(self) -> str:
+        """Which rows of how many, as people count."""
+        return f"{self.first + 1:,}-{self.first + self.rows:,} of {self.total:,}"
+
     def at(self, tier: TierName) -> "ChunkRef":
         """The same rows at another tier."""
         return ChunkRef(tier=tier, index=self.index, first=self.first, rows=self.rows, total=self.total)
@@ -81,10 +98,11 @@ class ScoredRef(Reference):
 
 
 class TunedRef(Reference):
-    """A tuned bundle and whether its threshold is certified."""
+    """A tuned bundle and whether its threshold is certified; one that was `kept` is the champion, looked at again."""
 
     bundle_hash: str
     certified: bool
+    kept: bool = False
 
 
 class PickedRef(Reference):
@@ -103,3 +121,11 @@ class AuditRef(Reference):
     bundle_hash: str
     verdict: str
     alarms: tuple[str, ...] = ()
+
+
+class PastRunRef(Reference):
+    """A run of the past, and the folder with its workload's code."""
+
+    run_id: str
+    workload: str
+    folder: str

@@ -23,7 +23,7 @@ from tasks.running import is_retryable, load_for, step
 PAGE_ROWS = 2_000
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="load-champion", retry_condition_fn=is_retryable)
 def load_champion(run: RunRef) -> BundleRef:
     """The workload's champion, and why its certificate is void if it is: then every row goes to the strong tier.
 
@@ -45,7 +45,7 @@ def load_champion(run: RunRef) -> BundleRef:
     return BundleRef(bundle_hash=bundle.hash, void=found.reasons)
 
 
-@task(task_run_name="settle-{chunk.index}", retry_condition_fn=is_retryable)
+@task(task_run_name="settle {chunk.span}", retry_condition_fn=is_retryable)
 def settle_chunk(run: RunRef, data: DatasetRef, bundle: BundleRef, chunk: ChunkRef) -> ChunkRef:
     """Turn both tiers' answers to a chunk into outcomes, and quarantine what nobody could answer."""
     threshold = threshold_of(bundle)
@@ -60,7 +60,7 @@ def settle_chunk(run: RunRef, data: DatasetRef, bundle: BundleRef, chunk: ChunkR
         after = rows[-1].position
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="summarise-batch", retry_condition_fn=is_retryable)
 def summarise_batch(run: RunRef, bundle: BundleRef, _settled: list[ChunkRef]) -> BundleRef:
     """Write down what the batch cost and saved against all-strong."""
     threshold = threshold_of(bundle)

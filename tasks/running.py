@@ -3,21 +3,21 @@
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
+from uuid import UUID
 
 from prefect import State, task
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.runtime import flow_run as current_flow_run
-from prefect.states import Cancelled, Suspended
+from prefect.states import Completed, Suspended
 
-from domain.bundles import Bundle
-from domain.confidences import LabelPrior
 from domain.errors import (
     BudgetReached,
     HeadraceError,
+    NothingChanged,
     Place,
     RunCancelled,
     RunUnderWay,
@@ -26,21 +26,21 @@ from domain.errors import (
     WorkloadError,
 )
 from domain.ledgers import Meter
-from domain.routers import Routing
-from domain.signals import asked_signals
-from domain.workloads import EngineName, TierName
-from infra import leases, reporting, tracking
+from domain.workloads import EngineName, Scope, TierName
+from infra import leases, notices, reporting, tracking
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, calls, runs
+from infra.db.store import answers, calls, runs
+from infra.deployments import is_cancelled
 from infra.llm import gateway_client
 from infra.llm.engines import base_urls
 from infra.llm.metering import read_meters
-from infra.rows import ALL_ROWS, Deployment
+from infra.rows import ALL_ROWS
 from infra.serving import note_served, served_now
 from infra.settings import Settings, load_settings
 from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
-from tasks.references import PromptRef, RunRef
+from tasks.ending import end_cancelled, end_superseded, is_scheduled, is_unwanted, suspended
+from tasks.references import Limits, RunRef
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,25 +52,42 @@ def is_retryable(_task: object, _run: TaskRun, state: State) -> bool:
     return isinstance(error, HeadraceError) and error.retryable
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="open-run", retry_condition_fn=is_retryable)
 def open_run(
     kind: str,
     workload: str,
     *,
     uri: str | None = None,
-    engine: EngineName | None = None,
-    max_usd: float | None = None,
-    max_tokens: int | None = None,
+    limits: Limits,
+    scope: Scope = Scope.FULL,
+    only_changed: bool = False,
 ) -> RunRef:
     """Read the workload, become the only one that does this, and open the run in the ledger and in MLflow.
 
-    Raises RunUnderWay while another process does the same.
+    Raises RunUnderWay while another process does the same. A run that is there for changes waits for it to end instead:
+    what has changed meanwhile is its own to find.
     """
     settings = load_settings()
     loaded = load_workload(find_workload(workload, settings.workloads)).with_revisions(settings.engine_revisions)
-    run_id = str(current_flow_run.id)
+    run_id, only_changed = str(current_flow_run.id), only_changed or is_scheduled()
     gateway_client.start()
-    leases.acquire(leases.work_of(kind, loaded.workload.name, uri), run_id, settings)
+    work = leases.work_of(kind, loaded.workload.name, uri)
+    leases.acquire(work, run_id, settings, wait=only_changed and partial(_wanted, run_id))
+    _open(run_id, kind, loaded, limits, {"code": code_version(), "scope": scope.value})
+    return RunRef(
+        run_id=run_id,
+        workload=loaded.workload.name,
+        folder=str(loaded.folder),
+        workload_hash=loaded.hash,
+        tracking_id=_track(run_id, kind, loaded, limits.engine),
+        engine=limits.engine,
+        chunk_rows=_chunk_rows(loaded, limits.engine, settings),
+        scope=scope,
+        only_changed=only_changed,
+    )
+
+
+def _open(run_id: str, kind: str, loaded: LoadedWorkload, limits: Limits, summary: dict[str, str]) -> None:
     meters = read_meters(_servers(loaded))
     with transaction() as db:
         runs.open_run(
@@ -81,18 +98,15 @@ def open_run(
             workload_hash=loaded.hash,
             spec=loaded.workload.model_dump(mode="json"),
             meters=_as_json(meters),
-            budget=(max_usd, max_tokens),
+            budget=(limits.max_usd, limits.max_tokens),
         )
-        runs.add_summary(db, run_id, {"code": code_version()})
-    return RunRef(
-        run_id=run_id,
-        workload=loaded.workload.name,
-        folder=str(loaded.folder),
-        workload_hash=loaded.hash,
-        tracking_id=_track(run_id, kind, loaded, engine),
-        engine=engine,
-        chunk_rows=_chunk_rows(loaded, engine, settings),
-    )
+        runs.add_summary(db, run_id, summary)
+
+
+def _wanted(run_id: str) -> None:
+    """Raise RunCancelled when somebody has asked Prefect to cancel a run that still waits for another one."""
+    if is_cancelled(UUID(run_id)):
+        raise RunCancelled("the run was cancelled before it began.")
 
 
 def _chunk_rows(loaded: LoadedWorkload, engine: EngineName | None, settings: Settings) -> int:
@@ -116,7 +130,7 @@ def _track(run_id: str, kind: str, loaded: LoadedWorkload, engine: EngineName | 
     return tracking_id
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="close-run", retry_condition_fn=is_retryable)
 def close_run(run: RunRef, _after: object) -> RunRef:
     """Take the servers' readings again, end the run everywhere and leave its summary in Prefect.
 
@@ -150,6 +164,7 @@ def end_run(run_id: str, *, state: str) -> None:
     meters = read_meters(before)
     with transaction() as db:
         runs.close_run(db, run_id, state=state, meters=_as_json(meters))
+        notices.end(db, run_id, state)
 
 
 def note_failure(flow: object, flow_run: FlowRun, state: State) -> None:
@@ -170,6 +185,9 @@ def note_failure(flow: object, flow_run: FlowRun, state: State) -> None:
 
 def _end_early(run_id: str, *, state: str) -> None:
     """Write an end before completion into the ledger, make room for the next run, and tell MLflow if it listens."""
+    with transaction() as db:
+        if not runs.is_known(db, run_id):
+            return
     end_run(run_id, state=state)
     leases.release()
     if state == "paused":
@@ -178,23 +196,46 @@ def _end_early(run_id: str, *, state: str) -> None:
         record = runs.load_run(db, run_id)
     with suppress(TraceStoreError):
         tracked = tracking.open_run(workload=record.workload, flow_run_id=run_id, kind=record.kind, tags={})
-        tracking.close(tracked, failed=True)
+        tracking.close(tracked, failed=state != "unchanged")
+
+
+@contextmanager
+def _noting_pause(run_id: str) -> Generator[None]:
+    """Note in the ledger that Prefect has paused a run: its engine ends the body of one that was suspended there."""
+    try:
+        yield
+    except Pause:
+        if leases.holds(run_id):
+            _end_early(run_id, state="paused")
+        raise
 
 
 def stoppable(body: Callable[P, R]) -> Callable[P, R]:
     """Make a flow's body end as Cancelled when it is told to stop, and as Suspended when its budget is used up.
 
-    Both are states in which `headrace resume` and the buttons of Prefect's UI go on with the same run.
+    Both are states in which `headrace resume` and the buttons of Prefect's UI go on with the same run. One that finds
+    nothing changed ends as Unchanged, which is a way to be Completed.
     """
 
     @wraps(body)
     def stopping_body(*args: P.args, **kwargs: P.kwargs) -> R:
         run_id = str(current_flow_run.id)
         try:
-            return body(*args, **kwargs)
+            with _noting_pause(run_id):
+                return cast(R, end_superseded()) or body(*args, **kwargs)
         except RunCancelled as error:
-            _end_early(run_id, state="cancelled")
-            return cast(R, Cancelled(message=str(error)))
+            state = suspended()
+            _end_early(run_id, state="paused" if state else "cancelled")
+            return cast(R, end_cancelled(str(error), held_as=state))
+        except TerminationSignal:
+            if not is_unwanted(run_id):
+                raise
+            if leases.holds(run_id):
+                _end_early(run_id, state="cancelled")
+            return cast(R, end_cancelled("the run was cancelled."))
+        except NothingChanged as error:
+            _end_early(run_id, state="unchanged")
+            return cast(R, Completed(name="Unchanged", message=str(error)))
         except BudgetReached as error:
             _end_early(run_id, state="paused")
             # The key is new each time: Prefect lets the same pause happen once only.
@@ -219,43 +260,6 @@ def load_for(run: RunRef) -> LoadedWorkload:
             hint="Start the run again; what was answered is in the ledger.",
         )
     return loaded
-
-
-def compiled_deployment(loaded: LoadedWorkload, prompt: PromptRef) -> Deployment:
-    """A tier as it answers rows while a bundle is being made."""
-    with transaction() as db:
-        compiled = bundles.find_compiled(db, prompt.compile_key)
-    if compiled is None:
-        raise RuntimeError(f"the compiled prompt {prompt.compile_key} is gone from the ledger")
-    return Deployment(
-        name=prompt.tier,
-        tier=loaded.workload.tiers[prompt.tier],
-        prompt=compiled.prompt,
-        prior=LabelPrior(compiled.report["prior"]),
-        schema=loaded.schema,
-        max_reasks=loaded.workload.max_reasks,
-        code=loaded.code,
-        signals=asked_signals(loaded.workload.router, prompt.tier),
-        router=loaded.workload.router,
-    )
-
-
-def bundled_deployment(bundle: Bundle, name: TierName, loaded: LoadedWorkload, *, void: bool = False) -> Deployment:
-    """A tier as a bundle deploys it; once its certificate is void, with the model that the workload names today."""
-    part, today = bundle[name], loaded.workload.tiers[name]
-    routing = bundle.routing if name is TierName.CHEAP else Routing()
-    return Deployment(
-        name=name,
-        tier=today if void else part.tier.answered_like(today),
-        prompt=part.prompt,
-        prior=LabelPrior(part.prior),
-        schema=loaded.schema,
-        max_reasks=bundle.max_reasks,
-        code=loaded.code,
-        signals=routing.looked_at,
-        router=routing.router,
-        routing=routing,
-    )
 
 
 @contextmanager

@@ -2,18 +2,18 @@
 
 from prefect import get_run_logger, task
 
-from domain.bundles import BundledTier, Lineage, rendering
-from domain.cascades import Cascade, bundle_of, decide_cascade, evidence_of
+from domain.bundles import BundledTier, Lineage, Standing, rendering, standing
+from domain.cascades import Cascade, bundle_of, decide_cascade, evidence_of, holds, recheck_cascade
 from domain.certificates import Use
 from domain.compiles import baseline_of
 from domain.datasets import Split
 from domain.requests import Completion
 from domain.summaries import figure_metrics, tuning_summary, verdict_line
 from domain.thresholds import tuning_share
-from domain.workloads import Target, TierName
-from infra import tracking
+from domain.workloads import Scope, Target, TierName
+from infra import reporting, tracking
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, calls, datasets, runs, tunings
+from infra.db.store import answers, audits, bundles, calls, datasets, runs, tunings
 from infra.figures import Anchor, cost_quality_curve
 from infra.pairs import fit_pairs, load_pairs
 from infra.routings import routings_of
@@ -24,13 +24,23 @@ from tasks.references import DatasetRef, PromptRef, RunRef, ScoredRef, TunedRef
 from tasks.running import is_retryable, load_for, step
 
 
-@task(retry_condition_fn=is_retryable)
+@task(task_run_name="tune-router", retry_condition_fn=is_retryable)
 def tune_router(run: RunRef, data: DatasetRef, prompts: list[PromptRef], _scored: list[ScoredRef]) -> TunedRef:
-    """Choose the threshold on the calibration rows, look at it on the test rows, and make the bundle."""
+    """Choose the threshold on the calibration rows, look at it on the test rows, and make the bundle.
+
+    A run that is to look at the champion first ends with that one if its certificate holds on these rows.
+    """
     loaded = load_for(run)
     workload, target = loaded.workload, loaded.workload.target
     deployed = {prompt.tier: deployment_of(run, prompt, prompt.tier) for prompt in prompts}
     rows = load_pairs(run.run_id, data.version, workload.metric, deployed[TierName.CHEAP].prompt)
+    if (bundle := _standing(run, prompts, target)) is not None:
+        found = recheck_cascade(
+            rows, target, decisive=workload.decisive, routing=bundle.routing, threshold=bundle.threshold
+        )
+        if holds(found, target):
+            return _keep(run, data, bundle, found)
+        get_run_logger().info("the champion's certificate does not hold on these rows: a new threshold is looked for")
     with transaction() as db:
         train = datasets.load_records(db, data.version, Split.TRAIN)
     routings = routings_of(workload, fit_pairs(loaded, train, deployed, _known), unseen=[row.key for row in rows])
@@ -53,6 +63,26 @@ def tune_router(run: RunRef, data: DatasetRef, prompts: list[PromptRef], _scored
     for line in (*routings.notes, verdict_line(cascade.tuned.verdict)):
         get_run_logger().info("%s", line)
     return TunedRef(bundle_hash=bundle.hash, certified=cascade.threshold is not None)
+
+
+def _standing(run: RunRef, prompts: list[PromptRef], target: Target) -> Standing | None:
+    """The champion, if this run is to look at it first and its certificate makes the promise that is asked today."""
+    if run.scope is not Scope.RECHECK or prompts[0].champion is None:
+        return None
+    with transaction() as db:
+        bundle = bundles.load_bundle(db, prompts[0].champion)
+        refuted = audits.alarms(db, bundle.hash)
+    return None if refuted else standing(bundle, target)
+
+
+def _keep(run: RunRef, data: DatasetRef, bundle: Standing, found: Cascade) -> TunedRef:
+    with transaction() as db:
+        runs.change_run(db, run.run_id, bundle_hash=bundle.hash)
+        runs.add_summary(db, run.run_id, {**tuning_summary(found), "kept": bundle.hash})
+        answers.save_settled(db, run.run_id, data.version, found.settled)
+    _track(run, found, load_for(run).workload.target)
+    get_run_logger().info("the champion's certificate holds on these rows: %s", verdict_line(found.tuned.verdict))
+    return TunedRef(bundle_hash=bundle.hash, certified=True, kept=True)
 
 
 def _use(run: RunRef, data: DatasetRef, evidence: str, target: Target) -> Use:
@@ -83,7 +113,7 @@ def _bundled(run: RunRef, name: TierName, deployed: Deployment) -> BundledTier:
 
 
 def _track(run: RunRef, cascade: Cascade, target: Target) -> None:
-    """The curve goes to MLflow as figure and as JSON, the figures as metrics."""
+    """The curve goes to MLflow as figure and as JSON, to Prefect as a table; the figures are metrics."""
     tuned, threshold, metrics = cascade.tuned, cascade.threshold, figure_metrics(cascade)
     png = cost_quality_curve(
         tuned.curve,
@@ -93,6 +123,7 @@ def _track(run: RunRef, cascade: Cascade, target: Target) -> None:
         floor=target.floor(tuned.strong.quality),
         title=f"{run.workload}: cost and quality of the cascade",
     )
+    reporting.curve(run.workload, tuned.curve, threshold=threshold)
     with step(run, "tune") as step_id:
         tracking.log(
             step_id, params={"threshold": str(threshold), "signal": cascade.routing.signal.value}, metrics=metrics

@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import orjson
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from sqlalchemy import Engine, create_engine, event
@@ -22,12 +22,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from domain.errors import LeaseLost, StoreError
-from infra.db.store import leases
+from domain.errors import LeaseLost, SchemaMismatch, StoreError
+from infra.db import revisions
+from infra.db.store import leases, views
 from infra.settings import load_settings
 
 T = TypeVar("T")
-MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = revisions.MIGRATIONS
 
 # A peer that left without a word is noticed by both ends in about six seconds, and the transaction it left open is
 # rolled back by then, so that a lost COMMIT is repeated within ten. A statement that only takes long is not touched:
@@ -88,6 +89,7 @@ class Fence:
 
 
 _fences: list[Fence] = []  # none or one: a process carries out one run
+_checked: set[str] = set()  # addresses whose ledger was seen to have this code's schema
 
 
 def raise_fence(fence: Fence) -> None:
@@ -186,9 +188,29 @@ def heartbeat() -> Generator[Session]:
         session.commit()
 
 
-def _begin() -> Session:
-    session = Session(engine_for(database_url()), expire_on_commit=False)
+def check_schema(*, only_when_up: bool = False) -> None:
+    """Make sure that the ledger has this code's schema, as a process's first transaction does too.
+
+    Raises SchemaMismatch, and StoreError while Postgres is away, unless that is left to the first transaction.
+    """
     try:
+        with _translated(), Session(engine_for(database_url())) as session:
+            _driver(session).answer_s = COMMIT_ANSWER_S
+            revisions.check(session)
+    except StoreError as error:
+        if isinstance(error, SchemaMismatch) or not only_when_up:
+            raise
+
+
+def _begin() -> Session:
+    url = database_url()
+    session = Session(engine_for(url), expire_on_commit=False)
+    try:
+        if url not in _checked:
+            _driver(session).answer_s = COMMIT_ANSWER_S
+            revisions.check(session)
+            session.rollback()  # the caller's transaction begins with its own first statement
+            _checked.add(url)
         if _fences:
             _check(session, _fences[0])
     except BaseException:
@@ -248,12 +270,24 @@ def _translated() -> Generator[None]:
         raise StoreError(f"Postgres refused: {_first_line(error)}") from error
 
 
-def migrate() -> None:
-    """Bring the schema to the newest version; a second migrator waits for the first."""
+def migrate(url: str | None = None) -> None:
+    """Bring a ledger, by default ours, to the newest schema, and the dashboard's views with it.
+
+    A second migrator waits for the first. Raises StoreError, and SchemaMismatch when a newer release has been there.
+    """
+    address = url or database_url()
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("sqlalchemy.url", database_url().replace("%", "%%"))
-    command.upgrade(config, "head")
+    config.set_main_option("sqlalchemy.url", address.replace("%", "%%"))
+    with _translated():
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:  # it does not know the revision that it finds
+            said = f"the ledger cannot be migrated by this code, it is of a newer release: {error}."
+            raise SchemaMismatch(said, hint=SchemaMismatch.of_newer) from error
+        with Session(engine_for(address)) as db:
+            views.lay(db)
+            _commit(db)
 
 
 def _first_line(error: DBAPIError | PoolTimeout) -> str:

@@ -197,6 +197,15 @@ class AnswerRow(Base):
     failed: Mapped[str | None] = mapped_column(Text)
 
 
+class ImportedAnswerRow(Base):
+    """An answer that came with a run from another ledger and that none of its calls names: an earlier run, which stayed
+    there, had asked. The run is not replayed whole without it."""
+
+    __tablename__ = "imported_answers"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    request_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
 class OutcomeRow(Base):
     """A row's final answer."""
 

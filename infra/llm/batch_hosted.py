@@ -15,6 +15,7 @@ from infra.llm.addresses import is_loopback
 from infra.llm.batch_engine import Finished
 from infra.llm.batch_files import MAX_BYTES, MAX_REQUESTS, RETRY_STATUSES, URL, Verdict, garbled
 from infra.llm.batch_folders import Part
+from infra.redaction import redacted
 
 if TYPE_CHECKING:  # the SDK takes a second to import
     from openai import AsyncOpenAI
@@ -65,7 +66,7 @@ class HostedRunner:
                 part.save(file_id=None, batch_id=None, stopped=False)
                 return await self._run(part)
         except APIStatusError as error:
-            message = f"HTTP {error.status_code} from the batch API: {error.message[:300]}"
+            message = f"HTTP {error.status_code} from the batch API: {redacted(error.message, self._api_key)[:300]}"
             known = part.state.batch_id is not None  # then it says nothing about the rows: their batch may well run
             refused = not known and error.status_code not in RETRY_STATUSES and error.status_code < 500
             missing = _refused(message) if refused else _unavailable(message)

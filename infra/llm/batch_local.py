@@ -21,6 +21,7 @@ from infra.llm import models
 from infra.llm.batch_engine import Finished
 from infra.llm.batch_files import MAX_BYTES, Verdict, complete, garbled
 from infra.llm.batch_folders import Part
+from infra.service import weights_folder
 from infra.settings import Settings
 
 MODULE = "vllm.entrypoints.openai.run_batch"
@@ -67,7 +68,7 @@ class LocalRunner:
         `engine_args` come last and win. Raises ModelError when the model is not embedded or its weights are not built.
         """
         service = next((name for name, served in services.MODELS.items() if served == model), None)
-        weights = services.weights_folder(settings)
+        weights = weights_folder(settings)
         if service is None or models.revision(weights, model) is None:
             raise ModelError(f"there are no weights of {model!r} here", hint="Build them with `headrace up`.")
         row = services.build(service, settings, {service: 0}, frozenset(), {})

@@ -33,6 +33,7 @@ from infra.llm.lengths import Lengths
 from infra.llm.replies import Reply, Try
 from infra.llm.wire import Garbled, read_completion
 from infra.llm.workers import Ticket
+from infra.redaction import redacted
 
 THROTTLED = frozenset({429, 503})
 """Not now: waited out for as long as anything else is answered, and never counted against the request."""
@@ -96,7 +97,7 @@ class Gateway:
         deadline_s: float,
         patience_s: float = 300.0,
         stall_s: float | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         stall_s = deadline_s / 2 if stall_s is None else stall_s
         self.fleet = Fleet(base_urls, widest=in_flight, stall_s=stall_s, patience_s=patience_s)
@@ -105,7 +106,7 @@ class Gateway:
         self._urls = {worker: URL(f"{worker.base_url}/chat/completions") for worker in self.fleet.workers}
         self._api_key = api_key
         self._deadline_s = deadline_s
-        self._sleep = sleep
+        self._sleep = sleep or sleep_out
         self._http: aiohttp.ClientSession | None = None
         self._watches: list[asyncio.Task[None]] = []
 
@@ -235,7 +236,7 @@ class Gateway:
             return _cut(ticket, name, self.fleet.stall_s, self._deadline_s)
         finally:
             ticket.end()
-        return _read(ride.request, response.status, body, response.headers.get("Retry-After"))
+        return _read(ride.request, response.status, body, response.headers.get("Retry-After"), self._api_key)
 
     async def _watch_progress(self) -> None:
         while True:
@@ -258,18 +259,28 @@ def _cut(ticket: Ticket, name: str, stall_s: float, deadline_s: float) -> _Failu
     return _Failure(OutcomeClass.TIMEOUT, RequestTimedOut(f"{name} did not answer within {deadline_s:g} s"))
 
 
+async def sleep_out(seconds: float) -> None:
+    """Sleep at least so long: uvloop counts whole milliseconds, and may wake one too early."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - it waits for the clock, not for a state
+        await asyncio.sleep(left)
+
+
 def _unavailable(outcome: OutcomeClass, message: str, pause: float | None = None) -> _Failure:
     return _Failure(outcome, ModelUnavailable(message), pause)
 
 
-def _read(request: Request, status: int, body: bytes, retry_after: str | None) -> Completion | _Failure:
+def _read(
+    request: Request, status: int, body: bytes, retry_after: str | None, key: str | None
+) -> Completion | _Failure:
     if status == 200:
         try:
             return read_completion(request, body)
         except Garbled as error:
             return _Failure(OutcomeClass.GARBLED, AnswerGarbled(f"the answer is not a chat completion: {error}"))
-    detail = body[:300].decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-    message = f"HTTP {status}: {detail}"
+    # A server may repeat our key, and what it said is kept with the row.
+    detail = redacted(body[:4096].decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}"), key)
+    message = f"HTTP {status}: {detail[:300]}"
     if status in THROTTLED:
         pause = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
         return _unavailable(OutcomeClass.THROTTLED, message, pause)

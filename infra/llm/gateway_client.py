@@ -89,12 +89,20 @@ def _start() -> _Process:
 
 
 def _connection() -> socket.socket:
-    """A new connection to the process."""
+    """A new connection to the process; raises ModelUnavailable when two processes in a row die at once."""
     ours, theirs = socket.socketpair()
     with theirs, _lock:
-        socket.send_fds(_start().door, [b"+"], [theirs.fileno()])
-    ours.setblocking(False)
-    return ours
+        for _ in range(2):
+            running = _start()
+            try:
+                socket.send_fds(running.door, [b"+"], [theirs.fileno()])
+            except OSError:  # it died after it was looked at: its end of the door is closed, it is gone in a moment
+                running.close()
+            else:
+                ours.setblocking(False)
+                return ours
+    ours.close()
+    raise ModelUnavailable("the gateway's process ends as soon as it is started; its last words are in the log")
 
 
 @dataclass(slots=True)

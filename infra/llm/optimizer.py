@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from domain.answers import settle
 from domain.canonical import canonical
+from domain.comparisons import Difference, paired_difference
 from domain.confidences import FloatArray, LabelPrior
 from domain.errors import CompileError, RequestRefused
 from domain.prompts import Demo, PromptVersion
@@ -40,7 +41,7 @@ class Candidate:
 class CompileReport:
     """What was tried and what came of it; both scores are the deployed ones on the held-out rows.
 
-    `best_score` is that of the candidate which led on the validation rows, kept or not.
+    `best_score` is that of the candidate that led on the validation rows, kept or not; `gain`, row by row, its worth.
     """
 
     optimizer: str
@@ -48,6 +49,7 @@ class CompileReport:
     candidates: list[Candidate]
     baseline_score: float
     best_score: float
+    gain: Difference
     improved: bool
     p_value: float
     note: str
@@ -117,33 +119,33 @@ class _Gate:
         self._known: dict[str, Completion | None] = {}
         self._refusal: RequestRefused | None = None
         self._closed = False
-        self._under_way = 0
+        self._asking: set[str] = set()
         self._lock = Condition()
 
     def __call__(self, request: Request, record_key: str) -> Completion | None:
         """The completion, or None when the server refused the request."""
         with self._lock:
+            self._lock.wait_for(lambda: self._closed or request.hash not in self._asking)
             if self._closed:
                 raise _Stopped
             if request.hash in self._known:
                 return self._known[request.hash]
-            self._under_way += 1
+            self._asking.add(request.hash)
+        completion = None
         try:
-            completion = self._ask(request, record_key)
-        except RequestRefused as refusal:
-            completion, self._refusal = None, refusal
-        except Exception as error:  # noqa: BLE001 - whatever it is, DSPy must not score it 0
+            try:
+                completion = self._ask(request, record_key)
+            except RequestRefused as refusal:
+                self._refusal = refusal
+            with self._lock:
+                self._known[request.hash] = completion
+                self._on_call(len(self._known))
+        except Exception as error:  # noqa: BLE001 - whatever it is, DSPy must not score it 0; or the caller cancels
             self.fail(error)
         finally:
             with self._lock:
-                self._under_way -= 1
+                self._asking.remove(request.hash)
                 self._lock.notify_all()
-        with self._lock:
-            self._known[request.hash] = completion
-            try:
-                self._on_call(len(self._known))
-            except Exception as error:  # noqa: BLE001 - the caller's way to cancel
-                self.fail(error)
         return completion
 
     def probe(self, request: Request, record_key: str) -> None:
@@ -162,7 +164,7 @@ class _Gate:
         """Let nothing call any more, and wait for what does: DSPy leaves threads behind, `ask` may not outlive us."""
         with self._lock:
             self._closed = True
-            self._lock.wait_for(lambda: not self._under_way)
+            self._lock.wait_for(lambda: not self._asking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,7 @@ def _verdict(bench: _Bench, tried: list[_Tried], *, held_out: list[Example], bud
         candidates=[t.candidate for t in tried],
         baseline_score=float(before.mean()),
         best_score=float(after.mean()),
+        gain=paired_difference(before, after),
         improved=improved,
         p_value=p_value,
         note=note,

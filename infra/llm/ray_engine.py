@@ -26,6 +26,7 @@ from infra.llm.ray_shards import Row, Shard, Shards, Writer
 from infra.llm.replies import Reply, Try
 from infra.llm.rounds import Rounds
 from infra.llm.wire import Garbled, read_completion
+from infra.service import QUIET, python, weights_folder
 from infra.settings import Settings
 
 SHARD_ROWS = 256
@@ -218,8 +219,8 @@ def ray_engine(settings: Settings, model: RayModel) -> RayEngine:
 def local_ray(settings: Settings) -> LocalRay:
     """A Ray of this machine, not started yet, with vLLM on the CPU."""
     return LocalRay(
-        Path(services.python(settings, "ray")),
-        environment={**services.QUIET, **vllm_cpu.environment(settings.home / "cache")},
+        Path(python(settings, "ray")),
+        environment={**QUIET, **vllm_cpu.environment(settings.home / "cache")},
         log=settings.home / "logs" / "ray.log",
     )
 
@@ -228,4 +229,4 @@ def embedded_model(settings: Settings, name: str) -> RayModel | None:
     """A model of the example as its embedded server serves it; None for any other name."""
     if name not in services.MODELS.values():
         return None
-    return RayModel(name, str(services.weights_folder(settings) / name), EMBEDDED_ARGS)
+    return RayModel(name, str(weights_folder(settings) / name), EMBEDDED_ARGS)

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from infra.db.audit_tables import Base  # with it all tables are known
+from infra.db.trigger_tables import Base  # with it all tables are known
 
 # An arbitrary constant that names the lock; a second migrator waits on it and then finds nothing to do.
 MIGRATION_LOCK = 7_243_107

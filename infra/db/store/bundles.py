@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from domain.bundles import Bundle, Gate
+from domain.bundles import Bundle, BundledTier, Gate
 from domain.errors import NotFound
 from domain.prompts import PromptVersion
 from infra.db.bundle_tables import AliasRow, BundleRow, PromotionRow
@@ -32,6 +32,15 @@ def find_compiled(db: Session, compile_key: str) -> CompiledPrompt | None:
     """What an earlier compile with exactly the same inputs came to."""
     row = db.get(PromptVersionRow, compile_key)
     return CompiledPrompt(row.compile_key, PromptVersion.model_validate(row.body), row.report) if row else None
+
+
+def find_prompt(db: Session, workload: str, tier: str, part: BundledTier) -> CompiledPrompt | None:
+    """The compile that gave a bundled tier its prompt and its label prior; None for a bundle from elsewhere."""
+    mine = (PromptVersionRow.hash == part.prompt.hash, PromptVersionRow.workload == workload)
+    query = select(PromptVersionRow).where(*mine, PromptVersionRow.tier == tier)
+    rows = db.scalars(query.order_by(PromptVersionRow.created_at, PromptVersionRow.compile_key))
+    found = next((row for row in rows if row.report["prior"] == part.prior), None)
+    return CompiledPrompt(found.compile_key, part.prompt, found.report) if found else None
 
 
 def save_compiled(db: Session, compiled: CompiledPrompt, *, workload: str, tier: str) -> None:

@@ -74,6 +74,13 @@ def _lock_unheld(db: Session, which: ColumnElement[bool], dead: str | None) -> L
     return db.scalar(select(LeaseRow).where(which, over).with_for_update().execution_options(populate_existing=True))
 
 
+def running(db: Session, *, grace_s: float) -> list[tuple[str, str, bool]]:
+    """Runs that say they are running: id, holder, and whether their lease has been over for so many seconds."""
+    over = LeaseRow.expires_at <= _NOW - func.make_interval(0, 0, 0, 0, 0, 0, grace_s)
+    query = select(RunRow.id, LeaseRow.holder, over).join(LeaseRow, LeaseRow.run_id == RunRow.id)
+    return [(run_id, holder, past) for run_id, holder, past in db.execute(query.where(RunRow.state == "running"))]
+
+
 def renew(db: Session, work: str, token: int, *, ttl_s: float) -> bool | None:
     """Put the end off to `ttl_s` seconds from now.
 

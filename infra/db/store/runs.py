@@ -5,16 +5,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from domain.errors import NotFound
 from domain.ledgers import Conservation
+from domain.retentions import PRUNED
 from infra.db.store.writing import add
-from infra.db.tables import AttemptRow, LeaseRow, OutcomeRow, ProgressRow, QuarantinedRow, RunRow, RunRowRow
+from infra.db.tables import (
+    AttemptRow,
+    DatasetVersionRow,
+    LeaseRow,
+    OutcomeRow,
+    ProgressRow,
+    QuarantinedRow,
+    RunRow,
+    RunRowRow,
+)
 
 Json = dict[str, Any]
+REQUEUED = "quarantine of "
+"""What the uri of a snapshot begins with that is a batch's quarantine, the batch's id behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,8 @@ def open_run(
 ) -> None:
     """Begin a run, or begin it again: first readings, start and budget stay, its end and wishes to stop are forgotten.
 
-    `budget` is what it may spend in USD and in tokens; a later one is set by `headrace resume`.
+    `budget` is what it may spend in USD and in tokens; a later one is set by `headrace resume`. Raises NotFound for a
+    run that is being forgotten: half of it may be gone.
     """
     values = {
         "id": run_id,
@@ -69,17 +82,37 @@ def open_run(
         "max_tokens": budget[1],
     }
     again = {"state": "running", "ended_at": None, "meters_after": None, "cancel_requested": False}
-    db.execute(insert(RunRow).values(values).on_conflict_do_update(index_elements=["id"], set_=again))
+    begun = (
+        insert(RunRow)
+        .values(values)
+        .on_conflict_do_update(index_elements=["id"], set_=again, where=RunRow.state != PRUNED)
+    )
+    if db.scalar(begun.returning(RunRow.id)) is None:
+        raise forgotten(run_id)
+
+
+def forgotten(run_id: str) -> NotFound:
+    """What is said of a run that `headrace prune` has begun to delete."""
+    return NotFound(
+        f"run {run_id[:8]} is being forgotten by `headrace prune`: part of its rows may be gone.",
+        hint="Start a new run.",
+    )
 
 
 def change_run(db: Session, run_id: str, **values: Any) -> None:
-    """Set columns of a run."""
-    db.execute(update(RunRow).where(RunRow.id == run_id).values(**values))
+    """Set columns of a run; one that is being forgotten stays as it is."""
+    db.execute(update(RunRow).where(RunRow.id == run_id, RunRow.state != PRUNED).values(**values))
 
 
 def close_run(db: Session, run_id: str, *, state: str, meters: Json) -> None:
     """End a run with the servers' counters as they stand now."""
     change_run(db, run_id, state=state, meters_after=meters, ended_at=func.now())
+
+
+def end_lost(db: Session, run_id: str, *, state: str) -> bool:
+    """End a run that nobody carries out, unless it has ended by itself meanwhile; whether it was still to end."""
+    mine = update(RunRow).where(RunRow.id == run_id, RunRow.state.in_(("running", "paused")))
+    return db.scalar(mine.values(state=state, ended_at=func.now()).returning(RunRow.id)) is not None
 
 
 def add_links(db: Session, run_id: str, links: dict[str, str]) -> None:
@@ -97,6 +130,11 @@ def is_known(db: Session, run_id: str) -> bool:
     return db.get(RunRow, run_id) is not None
 
 
+def is_to_stop(db: Session, run_id: str) -> bool:
+    """Whether somebody has asked the ledger to cancel a run."""
+    return bool(db.scalar(select(RunRow.cancel_requested).where(RunRow.id == run_id)))
+
+
 def load_run(db: Session, run_id: str) -> RunRecord:
     """A run by its id or an unambiguous beginning of it; raises NotFound."""
     rows = db.execute(_with_holder().where(RunRow.id.startswith(run_id, autoescape=True)).limit(2)).all()
@@ -109,6 +147,28 @@ def load_runs(db: Session, *, limit: int = 20) -> list[RunRecord]:
     """The newest runs first."""
     newest = _with_holder().order_by(RunRow.started_at.desc()).limit(limit)
     return [_record(row, held) for row, held in db.execute(newest)]
+
+
+def newest_completed(db: Session, workload: str, *, kinds: Iterable[str]) -> RunRecord:
+    """The completed run of a workload that ended last, of these kinds; raises NotFound."""
+    wanted = (RunRow.workload == workload, RunRow.state == "completed", RunRow.kind.in_(list(kinds)))
+    row = db.execute(_with_holder().where(*wanted).order_by(RunRow.ended_at.desc()).limit(1)).one_or_none()
+    if row is None:
+        raise NotFound(f"no run of {workload} has completed yet.")
+    return _record(*row)
+
+
+def last_completed(db: Session, kind: str, workload: str) -> RunRecord | None:
+    """The newest complete run of its kind on a workload; one on quarantined rows alone is none."""
+    mine = (RunRow.kind == kind, RunRow.workload == workload, RunRow.state == "completed", ~requeued())
+    found = db.execute(_with_holder().where(*mine).order_by(RunRow.started_at.desc()).limit(1)).one_or_none()
+    return _record(*found) if found else None
+
+
+def requeued() -> ColumnElement[bool]:
+    """Whether a run is on the quarantined rows of another one alone."""
+    version = DatasetVersionRow
+    return exists().where(version.hash == RunRow.dataset_version, version.uri.startswith(REQUEUED))
 
 
 def _with_holder() -> Select[RunRow, bool]:

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from domain.datasets import BadRow, Record, Split, duplicate, version_hash
-from domain.errors import Place
+from domain.errors import NotFound, Place
 from infra.db.store.writing import copy_into
 
 Numbered = tuple[int, Record | BadRow]
@@ -18,6 +18,9 @@ ROWS_A_COPY = 10_000
 """Rows read during one COPY; only the bad ones among them are kept in memory."""
 ROWS_A_STATEMENT = 50_000
 """Rows that one INSERT takes over, so that none runs into its timeout."""
+
+SOURCE_S = 600.0
+"""So long the transaction waits for a file's next rows, seconds; one fetch may take as long."""
 
 _OWN = MetaData()
 
@@ -53,12 +56,15 @@ def stage(db: Session, rows: Iterable[Record | BadRow]) -> None:
     """Copy rows into tables of this transaction while they are read, numbered in their order."""
     # For the sort and the hash table of a million ids; and another run may be storing the very same version.
     db.execute(text("SET LOCAL work_mem = '64MB'; SET LOCAL lock_timeout = '290s'"))
+    # The next file may be slow to open. So far this transaction is in nobody's way: its tables are its own.
+    db.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{SOURCE_S:g}s'"))
     _OWN.create_all(db.connection(), checkfirst=False)
     numbered = enumerate(rows)
     for first in numbered:
         bad: list[Numbered] = []
         copy_into(db, STAGED, _good(chain((first,), islice(numbered, ROWS_A_COPY - 1)), bad))
         copy_into(db, STAGED_BAD, (_bad_columns(n, cast(BadRow, row)) for n, row in bad))
+    db.execute(text("SET LOCAL idle_in_transaction_session_timeout TO DEFAULT"))
     db.execute(text("CREATE INDEX ON staged_rows (n)"))
     db.execute(text("ANALYZE staged_rows"))
 
@@ -134,19 +140,22 @@ def staged_hash(db: Session) -> str:
 
 
 def save_staged(db: Session, version: str, *, uri: str) -> bool:
-    """Store the staged rows as a dataset version; False when it is there already, and then nothing is written."""
-    new = db.execute(
+    """Store the staged rows as a dataset version; False when it is there already, and then no row is written.
+
+    One that is there counts as read now: retention leaves it to the run that is about to take it.
+    """
+    new = db.scalar(
         text(
             """
             INSERT INTO dataset_versions (hash, uri, records, bad_rows)
             VALUES (:version, :uri, (SELECT count(*) FROM staged_rows), (SELECT count(*) FROM staged_bad_rows))
-            ON CONFLICT DO NOTHING
-            RETURNING hash
+            ON CONFLICT (hash) DO UPDATE SET created_at = now()
+            RETURNING xmax = 0
             """
         ),
         {"version": version, "uri": uri},
-    ).one_or_none()
-    if new is None:
+    )
+    if not new:
         return False
     insert = text(
         """
@@ -168,6 +177,16 @@ def save_staged(db: Session, version: str, *, uri: str) -> bool:
         {"version": version},
     )
     return True
+
+
+def require_version(db: Session, version: str) -> str:
+    """The uri that a dataset version was read from; raises NotFound when the ledger has no such version."""
+    uri = db.scalar(text("SELECT uri FROM dataset_versions WHERE hash = :version"), {"version": version})
+    if uri is None:
+        raise NotFound(
+            f"the ledger has no dataset version {version[:12]!r}.", hint="Leave it out: the dataset is read."
+        )
+    return cast(str, uri)
 
 
 def take_version(db: Session, run_id: str, version: str, splits: Sequence[Split]) -> None:
