@@ -1,0 +1,98 @@
+"""Dataset versions of a workload: which there are, how two of them differ, and what each led to."""
+
+from dashboards import queries
+from dashboards.queries import Row
+
+NEWEST = 30
+SMALL = 100_000
+"""Rows up to which versions are counted through for the list; larger ones are when they are chosen."""
+LISTED = 300
+"""Rows of each kind of difference that are listed."""
+
+VERSIONS = """
+WITH used AS (
+    SELECT dataset_version AS version, count(*) AS runs FROM runs
+    WHERE workload = :workload AND dataset_version IS NOT NULL GROUP BY 1
+), mine AS (
+    SELECT v.*, coalesce(u.runs, 0) AS runs FROM dataset_versions AS v LEFT JOIN used AS u USING (version)
+    WHERE u.version IS NOT NULL OR (
+        v.uri IN (SELECT w.uri FROM dataset_versions AS w JOIN used USING (version))
+        AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.dataset_version = v.version)
+    )
+), ordered AS (
+    SELECT mine.*, lag(version) OVER past AS before, lag(records) OVER past AS before_records
+    FROM mine WINDOW past AS (PARTITION BY uri ORDER BY created_at, version)
+    ORDER BY created_at DESC, version LIMIT :newest
+)
+SELECT
+    o.version, o.uri, o.records, o.bad_rows, o.created_at, o.runs, o.before, o.before_records,
+    (SELECT count(DISTINCT c.delivery_key) FROM changes AS c WHERE c.dataset_version = o.version) AS deliveries,
+    s.train, s.calibration, s.test, s.incoming, s.gold
+FROM ordered AS o LEFT JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE r.split = 'train') AS train,
+        count(*) FILTER (WHERE r.split = 'calibration') AS calibration,
+        count(*) FILTER (WHERE r.split = 'test') AS test,
+        count(*) FILTER (WHERE r.split = 'incoming') AS incoming,
+        count(r.gold) AS gold
+    FROM records AS r
+    -- A condition of the subquery's own, so that of other versions no row is looked at; HAVING leaves no row for them.
+    WHERE r.version = o.version AND (o.records <= :small OR o.version = :counted)
+    HAVING o.records <= :small OR o.version = :counted
+) AS s ON TRUE
+ORDER BY o.created_at DESC, o.version
+"""
+DIFFERENCES = """
+WITH apart AS MATERIALIZED (
+    -- Both are read in the order of their keys, from the index alone; only rows that differ are looked at.
+    SELECT a.key AS gone, b.key AS fresh
+    FROM (SELECT key FROM records WHERE version = :before) AS a
+    FULL JOIN (SELECT key FROM records WHERE version = :after) AS b ON b.key = a.key
+    WHERE a.key IS NULL OR b.key IS NULL
+), fresh AS (
+    SELECT record_id, key, split, file, line FROM apart JOIN records ON key = fresh WHERE version = :after
+), gone AS (
+    SELECT record_id, key, split, file, line FROM apart JOIN records ON key = gone WHERE version = :before
+), met AS (
+    SELECT
+        CASE WHEN g.key IS NULL THEN 'added' WHEN f.key IS NULL THEN 'removed' ELSE 'changed' END AS what,
+        coalesce(f.record_id, g.record_id) AS record_id, coalesce(f.split, g.split) AS split,
+        coalesce(f.file, g.file) AS file, coalesce(f.line, g.line) AS line, g.key AS key_before, f.key AS key_after
+    FROM fresh AS f FULL JOIN gone AS g ON g.record_id = f.record_id
+), numbered AS (
+    SELECT met.*, count(*) OVER (PARTITION BY what) AS n, row_number() OVER (PARTITION BY what) AS number FROM met
+)
+SELECT what, n, record_id, split, file, line, key_before, key_after
+FROM numbered WHERE number <= :listed ORDER BY what, record_id
+"""
+RUNS = """
+SELECT run_id, concat_ws(' ', left(run_id, 8), state) AS run, kind, started_at, '/run?run=' || run_id AS to_run
+FROM runs WHERE dataset_version = :version AND workload = :workload ORDER BY started_at DESC LIMIT 100
+"""
+DELIVERIES = """
+SELECT received_at, source, left(delivery_key, 10) AS delivery, dataset, state, detail
+FROM changes WHERE dataset_version = :version ORDER BY received_at DESC LIMIT 100
+"""
+
+
+def versions(workload: str, *, counted: str = "") -> list[Row]:
+    """A workload's newest dataset versions, the newest first, each with the one before it of the same place.
+
+    Splits and gold are counted for small versions and for `counted`. Raises StoreError.
+    """
+    return queries.rows(VERSIONS, workload=workload, newest=NEWEST, small=SMALL, counted=counted)
+
+
+def differences(before: str, after: str) -> list[Row]:
+    """Rows that one version has and another has not, by id and key, some of each kind; `n` is how many there are.
+
+    `what` is added, removed, or changed: the id is the same and the key, which covers inputs and gold, is not.
+    Raises StoreError.
+    """
+    return queries.rows(DIFFERENCES, before=before, after=after, listed=LISTED)
+
+
+def numbers(before: str, after: str) -> dict[str, int]:
+    """How many rows were added, changed and removed. Raises StoreError."""
+    found = {str(row["what"]): int(row["n"]) for row in differences(before, after)}
+    return {what: found.get(what, 0) for what in ("added", "changed", "removed")}
