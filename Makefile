@@ -6,7 +6,7 @@ export HEADRACE_ENVS ?= $(HEADRACE_HOME)/envs
 APP := $(HEADRACE_ENVS)/app/bin
 HEADRACE := ./headrace
 
-.PHONY: run up down status logs envs envs-dev envs-ray lock schema check test bench bench-million
+.PHONY: run up down status logs envs envs-dev envs-ray lock schema sbom images check test bench bench-million
 .DEFAULT_GOAL := run
 
 run: envs ## everything from nothing: environments, stack, the example workload
@@ -53,18 +53,41 @@ schema: envs-dev ## the JSON Schema that editors complete workload.yaml with
 	PYTHONPATH=$(CURDIR) $(APP)/python -c 'import json; from domain.workloads import Workload; \
 		print(json.dumps(Workload.model_json_schema(), indent=2))' > examples/workload.schema.json
 
+sbom: envs-dev ## what each environment is made of, as CycloneDX, in build/sbom
+	mkdir -p build/sbom
+	for lock in infra/locks/*.txt; do \
+		$(APP)/cyclonedx-py requirements $$lock --of JSON -o build/sbom/$$(basename $$lock .txt).cdx.json || exit 1; done
+
+# Where no registry of images is reached: make images BASE=debian  (Debian's packages alone make the base; as root).
+# STORAGE is where buildah keeps images, such as STORAGE="--root DIR --runroot DIR --storage-driver vfs".
+export BASE STORAGE
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+images: ## the images of the app and of the CPU engine, with buildah; no daemon
+	docker/build.sh app headrace/app:$(VERSION)
+	docker/build.sh engine-cpu headrace/engine-cpu:$(VERSION)
+
 check: envs-dev ## lint, format, types, import contracts, secrets, schemas
 	$(APP)/ruff check .
 	$(APP)/ruff format --check .
 	$(APP)/pyright --pythonpath $(APP)/python
 	PYTHONPATH=$(CURDIR) $(APP)/lint-imports --no-cache
 	git ls-files -z -- ':!infra/locks' ':!.secrets.baseline' | xargs -0 $(APP)/detect-secrets-hook --baseline .secrets.baseline
-	$(APP)/python -c 'import yaml; from prefect.cli.deploy._models import PrefectYamlModel as M; \
-		M.model_validate(yaml.safe_load(open("prefect.yaml")))'
+	PYTHONPATH=$(CURDIR) $(APP)/python -m infra.deployments_schema
 	$(APP)/check-jsonschema --schemafile examples/workload.schema.json examples/*/workload.yaml
+	PYTHONPATH=$(CURDIR) $(APP)/python -m infra.licences
+	PYTHONPATH=$(CURDIR) $(APP)/python -m dashboards.grafana.boards --check
+	$(APP)/hadolint docker/*.Dockerfile
+	$(APP)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(APP)/kubernetes-validate --strict --quiet $(filter-out %/kustomization.yaml,$(wildcard docker/k8s/*.yaml docker/k8s/servers/*.yaml))
+	$(APP)/check-jsonschema --schemafile docker/k8s/ray/ray.io_v1.schema.json docker/k8s/ray/*.yaml
 
-test: envs envs-dev ## everything the tests need, then all tests
-	PYTHONPATH=$(CURDIR) $(APP)/python -m pytest
+# They wait more than they work: one half beside the other takes little more than half of the time on two cores.
+test: envs envs-dev ## everything the tests need, then all tests, in two halves side by side
+	@export PYTHONPATH=$(CURDIR); said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
+	( $(APP)/python -m pytest tests/unit tests/faults; first=$$?; \
+	$(APP)/python -m pytest tests/e2e; exit $$((first | $$?)) ) >"$$said" 2>&1 & half=$$!; \
+	$(APP)/python -m pytest tests/integration; other=$$?; \
+	wait $$half; half=$$?; cat "$$said"; exit $$((half | other))
 
 bench: envs ## speed in ratios: Headrace, a bare client, curator and distilabel side by side; about a quarter of an hour
 	PYTHONPATH=$(CURDIR) $(APP)/python -m benchmarks.run
