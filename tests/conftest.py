@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import uvloop
 
-from infra import services
+from infra.service import envs_folder, weights_folder
 from infra.settings import Settings, load_settings
 
 OTHERS_NAMES = ("HEADRACE_", "DATABASE_URL", "PREFECT_", "MLFLOW_", "PHOENIX_", "VLLM_", "PG")
@@ -26,6 +26,6 @@ def defaults() -> Iterator[Settings]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(OTHERS_NAMES)]:
             patch.delenv(name)
-        patch.setenv("HEADRACE_ENVS", str(services.envs_folder(given)))
-        patch.setenv("HEADRACE_WEIGHTS", str(services.weights_folder(given)))
+        patch.setenv("HEADRACE_ENVS", str(envs_folder(given)))
+        patch.setenv("HEADRACE_WEIGHTS", str(weights_folder(given)))
         yield Settings()

@@ -21,19 +21,20 @@ from domain.errors import RequestRefused
 from domain.ledgers import OutcomeClass
 from domain.prompts import baseline
 from domain.requests import Completion, Request, row_request
-from infra import services, stack
+from infra import credentials, stack
 from infra.llm.ray_engine import RayEngine, embedded_model, local_ray
 from infra.llm.ray_jobs import Jobs
 from infra.llm.ray_local import LocalRay
 from infra.llm.replies import Reply
 from infra.llm.wire import read_completion
 from infra.reading import ReadRow, read_rows
+from infra.service import python
 from infra.settings import Settings, load_settings
 from infra.workloads import load_workload
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "support_triage"
 ROWS = 200
-ASKED = os.environ.get("HEADRACE_E2E_RAY") == "1" and Path(services.python(load_settings(), "ray")).exists()
+ASKED = os.environ.get("HEADRACE_E2E_RAY") == "1" and Path(python(load_settings(), "ray")).exists()
 pytestmark = [
     pytest.mark.skipif(not ASKED, reason="takes minutes: make envs-ray, then HEADRACE_E2E_RAY=1"),
     pytest.mark.timeout(2400),
@@ -65,7 +66,7 @@ def over_http(settings: Settings, requests: Sequence[Request]) -> dict[str, Comp
     """What the embedded server answers to the same requests."""
     up = stack.up(settings, only=("engine-cheap",), report=lambda state: None)
     try:
-        return asyncio.run(_over_http(up.services[0].url, services.model_key(settings), requests))
+        return asyncio.run(_over_http(up.services[0].url, credentials.model_key(settings), requests))
     finally:
         stack.down(settings)
 

@@ -28,7 +28,7 @@ from domain.datasets import Split
 from domain.errors import HeadraceError, ModelUnavailable, RunUnderWay, StoreError
 from domain.outcomes import settle_row
 from domain.prompts import baseline
-from domain.workloads import TierName
+from domain.workloads import Scope, TierName
 from infra import leases
 from infra.db.session import retried
 from infra.db.store import answers, datasets, paging, runs
@@ -36,8 +36,9 @@ from infra.llm import gateway_client
 from infra.progress import Progress
 from infra.rows import Rows, generate, validate
 from infra.settings import Settings, load_settings
-from infra.snapshots import read_records, take_snapshot
+from infra.snapshots import read_records, store_snapshot, take_snapshot, take_version
 from infra.tiers import Deployment
+from infra.unchanged import unchanged_since
 from infra.workloads import LoadedWorkload, load_workload
 from tasks.chunking import plan_chunks
 from tests.faults import hooks
@@ -62,17 +63,25 @@ def work_of(folder: Path) -> str:
     return leases.work_of("route", folder.name, str(folder))
 
 
-def carry_out(folder: Path, run_id: str, threshold: float | None) -> dict[str, Any]:
+def carry_out(
+    folder: Path, run_id: str, threshold: float | None, *, only_changed: bool = False, version: str | None = None
+) -> dict[str, Any]:
     """Answer every row of a workload, settle it and close the run.
 
-    Without a threshold the strong tier alone answers; with one both do, as in `route_batch`.
+    Without a threshold the strong tier alone answers; with one both do, as in `route_batch`. A run that is there for
+    changes waits for another one, and ends when there are none. With a version, as the dispatcher gives it, that is
+    worked on and no file is read.
     """
     settings = load_settings()
     loaded = load_workload(folder)
-    leases.acquire(work_of(folder), run_id, settings)
+    leases.acquire(work_of(folder), run_id, settings, wait=only_changed and _go_on_waiting)
     opening = {"workload": loaded.workload.name, "workload_hash": loaded.hash, "spec": {}, "meters": {}}
     retried(lambda db: runs.open_run(db, run_id, kind="route", **opening))
-    version, total = _snapshot(folder, loaded, run_id)
+    if only_changed and (done := _unchanged(folder, loaded, run_id, version)):
+        retried(lambda db: runs.close_run(db, run_id, state="unchanged", meters={}))
+        leases.release()
+        return {"unchanged": done}
+    version, total = _snapshot(folder, loaded, run_id, version)
     family = (os.getpid(), gateway_client.start())
     before = sum(psutil.Process(one).memory_info().rss for one in family)
     figures = asyncio.run(_answer(loaded, run_id, version, total, threshold, settings))
@@ -83,10 +92,24 @@ def carry_out(folder: Path, run_id: str, threshold: float | None) -> dict[str, A
     return {**figures, "rows": total, "rss_before": before, "rss_peak": peak, "acknowledged": Counted.acknowledged}
 
 
-def _snapshot(folder: Path, loaded: LoadedWorkload, run_id: str) -> tuple[str, int]:
+def _go_on_waiting() -> None:
+    pass
+
+
+def _unchanged(folder: Path, loaded: LoadedWorkload, run_id: str, version: str | None) -> str | None:
+    dataset = loaded.workload.dataset
+    if version is None:
+        version, _ = store_snapshot(read_records(dataset, dataset.uri, folder, labelled=False), uri=dataset.uri)
+    return unchanged_since(run_id, version, scope=Scope.FULL)
+
+
+def _snapshot(folder: Path, loaded: LoadedWorkload, run_id: str, given: str | None) -> tuple[str, int]:
     dataset = loaded.workload.dataset
 
     def take() -> str:
+        if given is not None:
+            take_version(run_id, given, (Split.INCOMING,))
+            return given
         rows = read_records(dataset, dataset.uri, folder, labelled=False)
         return take_snapshot(run_id, rows, uri=dataset.uri, splits=(Split.INCOMING,), max_rows=None)[0]
 
@@ -163,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-id")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--die-at", type=int)
+    parser.add_argument("--only-changed", action="store_true")
+    parser.add_argument("--version", help="of the dataset, already in the ledger")
     parser.add_argument("--name", help="what Postgres is to call its connections")
     parser.add_argument("--guards", type=Path, help="where to list the time limits of its connections")
     options = parser.parse_args(argv)
@@ -175,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.guards:
         hooks.list_guards(options.guards)
     try:
-        said = carry_out(options.workload.resolve(), options.run_id, options.threshold)
+        folder, only_changed = options.workload.resolve(), options.only_changed
+        said = carry_out(folder, options.run_id, options.threshold, only_changed=only_changed, version=options.version)
     except HeadraceError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
         return CODES.get(type(error), 1)

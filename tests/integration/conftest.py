@@ -8,7 +8,7 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from infra import deployments, orphans, stack
+from infra import deploying, orphans, stack
 from infra.db.session import database_url, engine_for, migrate
 from infra.settings import Settings
 from infra.stack import ServiceState, Stack
@@ -42,6 +42,8 @@ def home(defaults: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "port_phoenix": 26006,
             "port_phoenix_grpc": 24317,
             "port_worker": 24280,
+            "port_webhooks": 28080,
+            "port_dashboard": 28501,
         }
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -89,6 +91,12 @@ def phoenix(home: Settings) -> str:
 
 
 @pytest.fixture(scope="session")
+def dashboard(home: Settings, ledger: str) -> str:
+    """The dashboard's address, as the stack serves it."""
+    return _up(home, "dashboard").environment["HEADRACE_DASHBOARD_URL"]
+
+
+@pytest.fixture(scope="session")
 def running(home: Settings, ledger: str) -> Iterator[Stack]:
     """The whole stack but the engines, deployed: flows can be started by name."""
     surroundings = _up(home, "prefect", "mlflow", "phoenix").environment
@@ -99,5 +107,5 @@ def running(home: Settings, ledger: str) -> Iterator[Stack]:
         PREFECT_HOME: surroundings["PREFECT_HOME"],
     }
     with temporary_settings(known):
-        deployments.deploy(home=home.home)
+        deploying.deploy(home=home.home)
         yield _up(home, "mlflow", "phoenix", "worker")

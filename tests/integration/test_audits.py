@@ -12,15 +12,16 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 
 from domain.bundles import Bundle
 from domain.errors import StoreError
 from domain.workloads import TierName
-from infra import deployments, retuning
+from infra import auditing, deployments, retuning
 from infra.db.audit_tables import AuditedRow, AuditRow
 from infra.db.session import transaction
 from infra.db.store import answers, audits, bundles, runs
+from infra.db.tables import RunRow
 from infra.llm.scripted import Rule, Script, ScriptedServer
 from infra.stack import Stack
 from tests.integration import scripted_workloads
@@ -219,6 +220,18 @@ def test_what_an_audit_has_concluded_stays(workload: Written, life: Life) -> Non
         places = sorted(row.place for row in rows)
     assert places == list(range(len(rows)))
     assert all(row.loss is not None for row in rows if row.counted_by is not None)
+
+
+def test_a_paused_audit_leaves_alone_what_another_has_concluded_meanwhile(workload: Written, life: Life) -> None:
+    with transaction() as db:
+        routed = select(RunRow.id, RunRow.dataset_version).where(
+            RunRow.kind == "route", RunRow.bundle_hash == life.bundle.hash, RunRow.state == "completed"
+        )
+        concluded = set(db.scalars(select(func.jsonb_array_elements_text(AuditRow.routes))))
+        picked = [(run, version or "") for run, version in db.execute(routed).tuples()]
+    left = auditing.still_unaudited(life.bundle.hash, picked)
+    assert concluded & {run for run, _ in picked}
+    assert not concluded & {route.run_id for route in left}
 
 
 def test_the_automation_is_there_once_however_often_it_is_made(running: Stack) -> None:

@@ -26,6 +26,7 @@ from infra.bundle_folders import export_bundle, import_bundle
 from infra.db.bundle_tables import AliasRow, BundleRow, PromotionAuditRow
 from infra.db.session import transaction
 from infra.db.store import bundles, promotions, runs
+from infra.db.tables import RunRow
 from infra.exchange import import_runs
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload, load_workload
@@ -374,6 +375,22 @@ def test_a_run_is_judged_against_a_bundle_on_the_rows_of_both(
     suite = ElementTree.parse(file).getroot()  # noqa: S314  # it is our own
     assert (suite.get("tests"), suite.get("failures")) == ("1", str(code))
     assert len(list(suite.iter("failure"))) == code
+
+
+def test_scores_of_two_metrics_are_not_compared(shelf: Shelf) -> None:
+    other = str(uuid.uuid4())
+    with transaction() as db:
+        run = db.get_one(RunRow, OPTIMIZE)
+        columns: Any = RunRow.__table__.columns
+        values = dict(db.execute(select(*columns).where(RunRow.id == OPTIMIZE)).mappings().one())
+        db.add(RunRow(**{**values, "id": other, "spec": {**run.spec, "metric": "metric:another"}}))
+    try:
+        done = headrace("gate", other, "--against", shelf.dear.hash)
+    finally:
+        with transaction() as db:
+            db.execute(delete(RunRow).where(RunRow.id == other))
+    assert done.returncode == 2
+    assert "the one was scored by 'metric:another', the other by 'exact_match'" in done.stderr
 
 
 def test_a_run_is_judged_by_its_own_bundle(shelf: Shelf) -> None:

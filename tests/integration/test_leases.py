@@ -8,19 +8,21 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import delete, text, update
 from sqlalchemy.orm import Session
 
 from domain.errors import LeaseLost, RunCancelled, RunUnderWay, StoreError
-from infra import leases
+from infra import leases, sweeping
 from infra.db import session
 from infra.db.session import Fence, database_url, engine_for, retried, transaction
 from infra.db.store import leases as store
 from infra.db.store import runs
 from infra.db.store.leases import Taken
 from infra.db.tables import LeaseRow
+from infra.deployments import PrefectError
 from infra.settings import Settings, load_settings
 from tests.integration.begun_runs import open_run
 
@@ -288,6 +290,38 @@ def test_nobody_displaces_a_process_that_may_be_alive(run_id: str, work: str) ->
     expire(work)
     with transaction() as db:
         assert leases.displace(db, run_id)
+
+
+def test_a_run_that_ends_by_itself_while_the_sweeper_looks_stays_as_it_ended(
+    settings: Settings, run_id: str, work: str
+) -> None:
+    token = take(work, run_id)
+    assert token is not None
+    with transaction() as db:
+        minute_ago = text("clock_timestamp() - interval '1 minute'")
+        db.execute(update(LeaseRow).where(LeaseRow.work == work).values(expires_at=minute_ago))
+
+    def sweep() -> None:
+        with suppress(PrefectError):  # there is none
+            sweeping.turn(settings)
+
+    thread = threading.Thread(target=sweep)
+    with transaction() as db:  # the run's own end, late; the sweeper has seen it as lost by then
+        assert store.renew(db, work, token, ttl_s=60) is False
+        runs.change_run(db, run_id, state="completed")
+        store.release(db, work, token)
+        thread.start()
+        wait_for_a_lock(thread)
+    thread.join()
+    assert state_of(run_id) == "completed"
+
+
+@pytest.mark.parametrize(("state", "then"), [("running", "cancelled"), ("paused", "cancelled"), ("failed", "failed")])
+def test_only_a_run_that_was_still_to_end_is_ended_for_its_process(run_id: str, state: str, then: str) -> None:
+    with transaction() as db:
+        runs.change_run(db, run_id, state=state)
+        assert runs.end_lost(db, run_id, state="cancelled") is (state != then)
+    assert state_of(run_id) == then
 
 
 def test_a_released_lease_is_free_at_once(settings: Settings, run_id: str, work: str) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -346,6 +347,34 @@ def test_a_ledger_with_other_answers_refuses_the_run(tmp_path: Path) -> None:
         done = headrace("import", str(FILE))
     assert done.returncode == 2
     assert "other answers to 1 of its requests" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("table", "what", "changed_to"),
+    [
+        ("bundles", "body", lambda body: {**body, "threshold": -1.0}),
+        ("records", "gold", lambda gold: {"topic": "changed"}),
+        ("prompt_versions", "body", lambda body: {**body, "instructions": "Say card."}),
+        ("request_frames", "body", lambda body: {**body, "temperature": 1.5}),
+        ("completions", "last_message", lambda said: {**said, "content": "Another question."}),
+    ],
+)
+def test_a_row_that_is_not_what_its_hash_says_is_refused(
+    tmp_path: Path, table: str, what: str, changed_to: Callable[[Any], Any]
+) -> None:
+    file = tmp_path / "edited.zip"
+    with zipfile.ZipFile(FILE) as whole, zipfile.ZipFile(file, "w") as edited:
+        for name in whole.namelist():
+            content = whole.read(name).decode()
+            if name == f"{table}.jsonl":
+                first, *rest = content.splitlines()
+                row = json.loads(first)
+                content = "\n".join([json.dumps({**row, what: changed_to(row[what])}), *rest, ""])
+            edited.writestr(name, content)
+    done = headrace("import", str(file))
+    assert done.returncode == 2
+    assert f"edited.zip: {table}." in done.stderr
+    assert "is not the hash of what it stands for" in done.stderr
 
 
 def test_what_is_no_exported_run_is_refused(tmp_path: Path) -> None:

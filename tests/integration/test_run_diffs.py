@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select
 
+from dashboards import paired_runs, queries
+from dashboards.paired_runs import Measure, Pair, Side
 from domain.run_diffs import Part
 from infra.comparing import compare_runs
 from infra.db.bundle_tables import BundleRow
 from infra.db.session import transaction
 from infra.db.store import bundles, runs
-from infra.db.tables import AnswerRow, CompletionRow, FrameRow, OutcomeRow, RunRow, RunRowRow
+from infra.db.tables import AnswerRow, CompletionRow, FrameRow, OutcomeRow, QuarantinedRow, RunRow, RunRowRow
 from infra.exchange import import_runs
 from tests.integration.recorded_runs import FILE, ROOT, run_of
 
@@ -94,6 +96,46 @@ def test_another_prompt_behind_a_flip_is_found_in_the_ledgers_requests(copied: s
         answer.request_hash, answer.output, ended.output = new, {"topic": "nothing"}, {"topic": "nothing"}
     _, _, found = compare_runs(ROUTE, copied)
     assert found.causes == {"threshold": 2, "prompt": 1}
+
+
+def test_a_row_in_quarantine_costs_what_was_spent_on_it_in_the_terminal_and_on_the_page(copied: str) -> None:
+    _, _, whole = compare_runs(ROUTE, copied)
+    with transaction() as db:
+        cheap: dict[str, float] = {}
+        strong: dict[str, float] = {}
+        for tier in ("cheap", "strong"):
+            mine = (OutcomeRow.run_id == ROUTE, OutcomeRow.tier == tier)
+            key = db.scalars(select(OutcomeRow.record_key).where(*mine).order_by(OutcomeRow.record_key.desc())).first()
+            assert key
+            db.delete(db.get_one(OutcomeRow, (copied, key)))
+            lost = {"stage": "validate", "file": "f", "line": 1, "field": None, "reason": "no valid answer"}
+            db.add(QuarantinedRow(run_id=copied, record_key=key, **lost))
+            cheap[key] = db.get_one(AnswerRow, (copied, "cheap", key)).usd
+            answered = db.get(AnswerRow, (copied, "strong", key))
+            strong[key] = answered.usd if answered else 0.0
+    assert sum(cheap.values()) > 0
+    assert sum(strong.values()) > 0
+    _, _, found = compare_runs(ROUTE, copied)
+    assert found.rows == whole.rows
+    assert found.usd_per_1000.mean == pytest.approx(whole.usd_per_1000.mean)
+    assert shown_usd(copied) == pytest.approx(whole.usd_per_1000.mean)
+    with transaction() as db:  # no cheap answer is asked for once the certificate is void
+        run = db.get_one(RunRow, copied)
+        run.summary = {**run.summary, "void": ["another model is served"]}
+    _, _, found = compare_runs(ROUTE, copied)
+    less = whole.usd_per_1000.mean - 1000 * sum(cheap.values()) / whole.rows
+    assert found.usd_per_1000.mean == pytest.approx(less)
+    assert shown_usd(copied) == pytest.approx(less)
+
+
+def shown_usd(run_id: str) -> float:
+    """What the page Compare finds of the recorded batch and this run."""
+    with transaction() as db:
+        version = runs.load_run(db, run_id).dataset_version or ""
+    queries.rows.clear()
+    pair = Pair(Side(ROUTE, version, "exact_match"), Side(run_id, version, "exact_match"))
+    found = paired_runs.overall(pair, ended=False)
+    return next(one.difference.mean for one in found.measures if one.measure is Measure.USD)
 
 
 def test_runs_that_are_not_there_or_of_another_workload_are_refused(copied: str, run_id: str) -> None:

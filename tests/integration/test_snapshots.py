@@ -4,22 +4,26 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import QueuePool, func, select, text
 
 from domain.datasets import JUDGED, BadRow, Record, Split, version_hash
 from domain.errors import Place, StoreError
+from domain.triggers import Permitted
 from domain.workloads import Dataset
-from infra.db.session import transaction
-from infra.db.store import answers, datasets, runs
+from infra.db.session import database_url, engine_for, transaction
+from infra.db.store import answers, datasets, runs, snapshots
 from infra.db.store.snapshots import ROWS_A_COPY, ROWS_A_STATEMENT
 from infra.db.tables import DatasetVersionRow, QuarantinedRow, RecordRow, RunRowRow
-from infra.snapshots import read_records, take_snapshot
+from infra.snapshots import read_records, store_snapshot, take_snapshot
 from tests.integration.begun_runs import open_run
 
 SPLITS = (Split.TRAIN, Split.CALIBRATION, Split.TEST)
@@ -166,6 +170,52 @@ def test_what_fails_in_the_middle_leaves_nothing_and_can_be_repeated(ledger: str
     assert take(some(ROWS_A_COPY + 100, name=name), run_id=run_id)[2]
 
 
+class Served(BaseHTTPRequestHandler):
+    """A file of the web, and how many connections to Postgres this process holds while it is asked for."""
+
+    held: ClassVar[list[int]] = []
+
+    def do_GET(self) -> None:
+        self.held.append(cast(QueuePool, engine_for(database_url()).pool).checkedout())
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f'{{"id": "{uuid.uuid4()}", "text": "hello"}}\n'.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_file_of_the_web_is_fetched_before_a_transaction_is_opened(ledger: str, tmp_path: Path) -> None:
+    """Postgres ends one that is idle for seven seconds, and a file may take ten minutes."""
+    dataset = Dataset(uri="-", inputs=("text",), gold={"topic": "topic"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Served) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        permitted = Permitted(schemes=("http",), hosts=(host,))
+        uri = f"http://{host}/rows.jsonl"
+        version, new = store_snapshot(
+            read_records(dataset, uri, tmp_path, labelled=False, permitted=permitted), uri=uri
+        )
+        server.shutdown()
+    assert new
+    with transaction() as db:
+        assert datasets.split_sizes(db, version) == {Split.INCOMING: 1}
+    assert Served.held == [0]
+
+
+def test_the_next_rows_may_be_waited_for_while_they_are_staged_and_not_afterwards(ledger: str) -> None:
+    limit = text("SHOW idle_in_transaction_session_timeout")
+    with transaction() as db:
+        before, seen = db.scalar(limit), list[object]()
+
+        def looking() -> Iterator[Record]:
+            seen.append(db.scalar(limit))
+            yield from some(3)
+
+        snapshots.stage(db, looking())
+        assert (seen, db.scalar(limit)) == (["10min"], before)
+
+
 KILLED = """
 import os, signal, sys
 from domain.datasets import Split
@@ -199,5 +249,6 @@ def test_a_snapshot_killed_after_any_step_leaves_nothing_and_the_next_try_takes_
     dataset = Dataset(uri="f.csv", inputs=("text",), gold={"topic": "topic"})
     rows = read_records(dataset, "f.csv", tmp_path, labelled=False)
     _, new = take_snapshot(run_id, rows, uri="f.csv", splits=[Split.INCOMING], max_rows=None)
-    assert new
+    # The version is stored whole before a run takes it: then it is there, nobody's, and is not stored again.
+    assert new == (step != "take_version")
     assert [row.record_id for row in own_rows(run_id)] == [f"{step}-{n}" for n in range(500)]

@@ -171,11 +171,12 @@ def test_a_service_that_dies_names_its_cause_its_log_and_one_command(settings: S
 
 def test_what_the_user_gives_is_not_started_and_our_own_addresses_do_not_count_as_given(settings: Settings) -> None:
     own = settings.model_copy(update={"prefect_api_url": "http://elsewhere:4200/api", "engines": {"m": "http://e/v1"}})
-    assert stack.embedded(own) == {"postgres", "mlflow", "phoenix", "worker"}
+    assert stack.embedded(own) == {"postgres", "mlflow", "phoenix", "worker", "webhooks", "dashboard"}
     given = {"mlflow_tracking_uri": "http://elsewhere:5000", "phoenix_endpoint": "http://elsewhere:6006"}
-    assert stack.embedded(own.model_copy(update={**given, "database_url": "postgresql+psycopg://me@db/ledger"})) == {
-        "worker"
-    }
+    theirs = own.model_copy(update={**given, "database_url": "postgresql+psycopg://me@db/ledger"})
+    assert stack.embedded(theirs) == {"worker", "webhooks"}, "nobody has told us how to read their ledger and no more"
+    reading = theirs.model_copy(update={"reader_url": "postgresql+psycopg://reader@db/ledger"})
+    assert stack.embedded(reading) == {"worker", "webhooks", "dashboard"}
     stack.up(settings, only=POSTGRES, report=_ignore)
     ours = stack.environment(settings)["HEADRACE_DATABASE_URL"]
     assert stack.embedded(settings.model_copy(update={"database_url": ours})) == frozenset(services.NAMES)

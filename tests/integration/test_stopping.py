@@ -9,12 +9,13 @@ from uuid import UUID
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.states import Suspended
 from rich.console import Console
 from sqlalchemy import func, select
 
 from domain.errors import RunUnderWay
 from domain.ledgers import OutcomeClass, Stage
-from infra import deployments, leases, stack, stopping
+from infra import deploying, deployments, leases, stack, stopping
 from infra.db.session import transaction
 from infra.db.store import leases as lease_store
 from infra.db.store import runs
@@ -133,6 +134,24 @@ def test_cancelling_in_the_ui_ends_the_run_also_in_the_ledger(slow: Written) -> 
     assert is_free(slow)
 
 
+def test_suspending_in_the_ui_pauses_the_run_and_resume_does_the_rest(slow: Written) -> None:
+    run_id = begun(slow)
+    with get_client(sync_client=True) as client:  # the UI's buttons
+        client.set_flow_run_state(run_id, Suspended(timeout_seconds=3600))
+        settles_as(run_id, "paused")
+        assert deployments.state_of(run_id)[0] == "Suspended"
+        kept, before = paid(run_id), sent(slow)
+        assert is_free(slow)
+        assert sent(slow) == before
+        client.resume_flow_run(run_id)
+        while deployments.state_of(run_id)[0] == "Suspended":
+            time.sleep(0.1)
+    name, message = ended(run_id)
+    assert name == "Completed", message
+    assert diagnosed(str(run_id)).rows.pending == 0
+    assert sent(slow) - before == paid(run_id) - kept
+
+
 def test_cancelling_reaches_a_flow_whose_worker_is_dead(slow: Written, home: Settings) -> None:
     run_id = begun(slow)
     flow = flow_process(home, run_id)
@@ -188,11 +207,15 @@ def test_a_budget_pauses_the_run_before_it_is_crossed(slow: Written) -> None:
 
 
 @pytest.mark.parametrize("slow", [4.0], indirect=True)
-def test_a_second_start_is_refused_and_the_first_goes_on(slow: Written) -> None:
+def test_a_second_start_is_refused_and_the_first_goes_on(slow: Written, home: Settings) -> None:
+    deploying.deploy(home=home.home, workload=str(slow.folder))
     first = begun(slow)
     with pytest.raises(RunUnderWay):
         stopping.reopen(str(first), max_usd=None, max_tokens=None)
-    second = slow.start("optimize-workload")
+    # In its own deployment Prefect would let it wait for the first to end; the lease knows no deployments.
+    second = deployments.start(
+        "optimize-workload", parameters={"workload": str(slow.folder)}, workload="of another name"
+    )
     name, message = ended(second)
     assert name == "Failed"
     assert f"run {first} does the same" in message
