@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from infra import services, stack
+from infra import stack
 from infra.db.session import database_url, engine_for, migrate
+from infra.service import envs_folder, weights_folder
 from infra.settings import Settings, load_settings
 
 PORTS = range(26_000, 28_000, 8)
@@ -34,8 +35,8 @@ def embedded_stack(*names: str) -> Generator[Settings]:
     settings = Settings().model_copy(
         update={
             "home": home,
-            "envs": services.envs_folder(given),
-            "weights": services.weights_folder(given),
+            "envs": envs_folder(given),
+            "weights": weights_folder(given),
             "port_postgres": port,
             "port_engine": port + 2,
         }

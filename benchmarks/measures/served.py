@@ -6,7 +6,7 @@ from benchmarks.figures import Bar, Figure, ratio
 from benchmarks.measures.bench import Bench, all_valid, rate
 from benchmarks.processes import BenchmarkError
 from benchmarks.surroundings import empty_ledger
-from infra.services import MODELS
+from infra.servers import MODELS
 from infra.settings import load_settings
 
 ENGINE = "engine-cheap"
