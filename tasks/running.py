@@ -29,7 +29,7 @@ from domain.ledgers import Meter
 from domain.workloads import EngineName, Scope, TierName
 from infra import leases, notices, reporting, tracking
 from infra.db.session import transaction
-from infra.db.store import answers, calls, runs
+from infra.db.store import answers, calls, runs, statistics
 from infra.deployments import is_cancelled
 from infra.llm import gateway_client
 from infra.llm.engines import base_urls
@@ -140,6 +140,9 @@ def close_run(run: RunRef, _after: object) -> RunRef:
     with transaction() as db:
         rows = runs.conservation(db, run.run_id)
     failed = rows.quarantined > most * rows.records
+    if rows.records >= statistics.WORTH_ROWS:
+        with transaction() as db:
+            statistics.refresh(db)
     end_run(run.run_id, state="failed" if failed else "completed")
     with transaction() as db:
         reporting.summarise(

@@ -20,7 +20,7 @@ from domain.outcomes import Outcome, Unanswered
 from domain.requests import Usage
 from domain.workloads import TierName
 from infra.db.session import transaction
-from infra.db.store import answers, bundles, calls, runs
+from infra.db.store import answers, bundles, calls, runs, statistics
 from infra.db.store.answers import StoredAnswer, StoredScore
 from infra.db.tables import AnswerRow, OutcomeRow, PromptVersionRow, QuarantinedRow, RunRowRow
 from infra.snapshots import take_snapshot
@@ -82,6 +82,7 @@ def seed(like: str, rows: int, *, workload: str | None = None, seed: int = 1) ->
         for tier in TierName:
             runs.save_progress(db, run_id, f"generate {tier}", done=rows, total=rows, unit="rows")
         runs.close_run(db, run_id, state="completed", meters={})
+        statistics.refresh(db)
     return run_id
 
 
@@ -109,6 +110,7 @@ def again(like: str, *, flipped: str) -> str:
             db.execute(insert(table).from_select(names, query))
         runs.add_summary(db, run_id, model.summary)
         runs.close_run(db, run_id, state="completed", meters={})
+        statistics.refresh(db)
     return run_id
 
 

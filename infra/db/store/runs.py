@@ -223,17 +223,12 @@ def conservation(db: Session, run_id: str) -> Conservation:
     def count(table: type[RunRowRow] | type[OutcomeRow] | type[QuarantinedRow]) -> int:
         return db.scalar(select(func.count()).select_from(table).where(table.run_id == run_id)) or 0
 
-    settled = select(OutcomeRow.record_key).where(OutcomeRow.run_id == run_id)
-    refused = select(QuarantinedRow.record_key).where(QuarantinedRow.run_id == run_id)
-    left = db.scalar(
-        select(func.count())
-        .select_from(RunRowRow)
-        .where(
-            RunRowRow.run_id == run_id,
-            RunRowRow.record_key.not_in(settled),
-            RunRowRow.record_key.not_in(refused),
-        )
-    )
+    def ended(table: type[OutcomeRow] | type[QuarantinedRow]) -> ColumnElement[bool]:
+        return exists().where(table.run_id == run_id, table.record_key == RunRowRow.record_key)
+
+    # As anti-joins: NOT IN is a look through all outcomes for each row once the planner knows how many there are.
+    pending = select(func.count()).where(RunRowRow.run_id == run_id, ~ended(OutcomeRow), ~ended(QuarantinedRow))
+    left = db.scalar(pending.select_from(RunRowRow))
     stopped = db.scalar(select(RunRow.state).where(RunRow.id == run_id)) == "cancelled"
     return Conservation(
         records=count(RunRowRow),
