@@ -206,7 +206,9 @@ def _differing(one: Said, other: Said, *, same_row: bool, same_signal: bool) -> 
             return set()  # it was refused, or never asked: no prior does that
         moved = same_signal and one.confidence != other.confidence
         return {Part.PRIOR} if moved or _said(one.output) != _said(other.output) else set()
-    parts = _of_frames(one, other, same_row=same_row) | (set() if same_row else {Part.DATA})
+    parts = _of_frames(one, other, same_row=same_row)
+    if not same_row:
+        parts.add(Part.DATA)
     if one.reasks != other.reasks or (one.reasks and not parts):
         parts.add(Part.REASK)
     return parts

@@ -95,7 +95,7 @@ def talk(output: str | None = "card", *, row: str = "row", reasks: int = 0, open
     """An answer by the last request of its conversation, after an opening of so many examples."""
     turns = [{"role": role, "content": f"{n}"} for n in range(opening) for role in ("user", "assistant")]
     again = [{"role": role, "content": "again"} for _ in range(reasks) for role in ("assistant", "user")]
-    messages = [*BODY["messages"], *turns, {"role": "user", "content": row}, *again]
+    messages: Any = [*BODY["messages"], *turns, {"role": "user", "content": row}, *again]
     asked = Request.of({**BODY, **body, "messages": messages}, None)
     return Said(asked.hash, asked.frame, reasks, None if output is None else {"topic": output}, 0.5)
 
@@ -122,7 +122,7 @@ def refused(**asked: Any) -> Said:
         (talk(), refused(opening=4), {Part.PROMPT, Part.REASK}),
         (talk(), refused(model="n"), {Part.MODEL, Part.REASK}),
         (talk(reasks=1), talk("loan", reasks=1), {Part.PRIOR}),
-        (talk(), talk(None), set()),
+        (talk(), talk(None), set[Part]()),
     ],
 )
 def test_a_re_ask_hides_nothing_of_the_request_before_it(one: Said, other: Said, parts: set[Part]) -> None:
