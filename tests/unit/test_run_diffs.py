@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from domain.bundles import Bundle
 from domain.requests import Frame, Request
 from domain.routers import Routing
 from domain.run_diffs import Ended, Part, Rule, Said, behind, diff_runs, one_metric
@@ -156,6 +157,15 @@ def test_an_optimisation_stores_the_margin_whatever_its_router_reads() -> None:
     moved = ended(tier="strong", cheap=said(confidence=0.1), strong=said("loan", asked="s"))
     other = rule(0.9, signal=SignalName.ENTROPY)
     assert behind(kept, moved, rules=(tuned[1], other)) == (Part.THRESHOLD,), "the margin is not the entropy"
+
+
+def test_a_runs_rule_follows_from_its_bundle_its_kind_and_its_certificate() -> None:
+    entropy = Routing(signal=SignalName.ENTROPY)
+    bundle = Bundle.model_construct(routing=entropy, threshold=0.7)
+    assert Rule.of(bundle, kind="route", void=False) == Rule(entropy, 0.7, entropy)
+    assert Rule.of(bundle, kind="route", void=True).threshold is None
+    assert Rule.of(bundle, kind="optimize", void=False) == Rule(entropy, 0.7, Routing())
+    assert Rule.of(None, kind="optimize", void=False).threshold is None
 
 
 def test_without_a_threshold_no_signal_is_read() -> None:
