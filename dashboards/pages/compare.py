@@ -26,6 +26,7 @@ SELECT b.hash, b.run_id, b.body, b.created_at, b.aliases, r.dataset_version, m.m
 FROM bundle_bodies AS b LEFT JOIN runs AS r ON r.run_id = b.run_id LEFT JOIN run_measures AS m ON m.run_id = b.run_id
 WHERE b.workload = :workload ORDER BY b.created_at DESC, b.hash LIMIT {MOST}
 """  # noqa: S608
+BODIES = "SELECT hash, body FROM bundle_bodies WHERE hash IN (:a, :b)"
 
 
 def show() -> None:
@@ -54,7 +55,7 @@ def show() -> None:
         return
     a, b = sides
     if of == "runs":
-        _compare_runs(a, b, bundles)
+        _compare_runs(a, b)
     else:
         _compare_bundles(a, b)
 
@@ -90,19 +91,21 @@ def _bundle_says(row: Row) -> str:
     return f"{row['hash'][:12]} {row['created_at']:%Y-%m-%d %H:%M}{aliases}"
 
 
-def _compare_runs(a: Row, b: Row, bundles: Mapping[str, Row]) -> None:
+def _compare_runs(a: Row, b: Row) -> None:
     one, two = (Side(run["run_id"], run["dataset_version"], run["metric"] or "") for run in (a, b))
     pair = Pair(one, two)
-    rules = _rule(a, bundles.get(a["bundle_hash"] or "")), _rule(b, bundles.get(b["bundle_hash"] or ""))
+    given = {side: run["bundle_hash"] or "" for side, run in (("a", a), ("b", b))}
+    bodies = {row["hash"]: row for row in queries.rows(BODIES, **given)}
+    deployed = [bodies.get(bundle) for bundle in given.values()]
+    rules = _rule(a, deployed[0]), _rule(b, deployed[1])
     st.code(f"headrace diff {a['run_id'][:8]} {b['run_id'][:8]}", language="console", wrap_lines=True)
     pair, found = differences(pair, ended=all(run["state"] == "completed" for run in (a, b)))
     flipped(pair, found, rules=rules)
     st.header("What was deployed", anchor=False)
-    ones = [bundles.get(run["bundle_hash"] or "") for run in (a, b)]
-    if ones[0] is None or ones[1] is None:
+    if deployed[0] is None or deployed[1] is None:
         st.info("A run without a bundle is among the two: prompts are compared where both runs have one.")
     else:
-        differing_parts(Bundle.model_validate(ones[0]["body"]), Bundle.model_validate(ones[1]["body"]))
+        differing_parts(Bundle.model_validate(deployed[0]["body"]), Bundle.model_validate(deployed[1]["body"]))
 
 
 def _compare_bundles(a: Row, b: Row) -> None:
