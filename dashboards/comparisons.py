@@ -8,13 +8,14 @@ import altair as alt
 import streamlit as st
 
 from dashboards import flips, paired_runs, texts
-from dashboards.paired_runs import Compared, Measure, Overall, Pair, overall
+from dashboards.paired_runs import AMOUNTS, Compared, Measure, Overall, Pair, overall
 from dashboards.parts import BLACK, BLUE, chart, chosen, download, figure, plotted, table, usd
 from dashboards.queries import Row
 from dashboards.samples import share_of
 from domain.bundle_diffs import diff_bundles
 from domain.bundles import Bundle
 from domain.canonical import canonical
+from domain.run_diffs import Rule
 
 LABELS = {
     Measure.QUALITY: "Quality, by the workload's metric",
@@ -23,7 +24,6 @@ LABELS = {
     Measure.USD: "USD per 1,000 rows",
     Measure.TOKENS: "Tokens per row",
 }
-SHARES = (Measure.QUALITY, Measure.STRONG, Measure.VALID)
 
 COLUMNS = {
     "measure": "Measure",
@@ -59,7 +59,10 @@ def differences(pair: Pair, *, ended: bool) -> tuple[Pair, Overall]:
     if not found.both:
         st.info("No row ended in both: there is nothing to compare.")
         return pair, found
-    if all(one.measure is not Measure.QUALITY for one in found.measures):
+    if not pair.one_metric:
+        st.warning("Quality is not comparable: A and B were scored by two metrics.")
+        table([{"a": pair.a.metric, "b": pair.b.metric}], {"a": "Metric of A", "b": "Metric of B"}, name="Metrics")
+    elif all(one.measure is not Measure.QUALITY for one in found.measures):
         st.info("Quality is not known: no row of these has a gold answer and a score in both.")
     _forest(found.measures)
     order = list(LABELS)
@@ -101,7 +104,7 @@ def _line(one: Compared) -> Row:
     found = one.difference
 
     def says(value: float, *, signed: bool = False) -> str:
-        if one.measure in SHARES:
+        if one.measure not in AMOUNTS:
             return f"{value:+.3f}" if signed else f"{value:.3f}"
         if one.measure is Measure.USD:
             return f"{value:+.4f}" if signed else usd(value)
@@ -140,8 +143,8 @@ def _exact(one: Compared) -> Row:
 
 def _forest(found: Sequence[Compared]) -> None:
     """Two forest plots, since shares and amounts have no scale in common."""
-    shares = [one for one in found if one.measure in SHARES]
-    amounts = [one for one in found if one.measure not in SHARES and one.before]
+    shares = [one for one in found if one.measure not in AMOUNTS]
+    amounts = [one for one in found if one.measure in AMOUNTS and one.before]
     if shares:
         _plot([_point(one, 1.0) for one in shares], "percentage points")
     if amounts:
@@ -185,8 +188,8 @@ def _plot(points: list[Row], unit: str) -> None:
     chart(zero + bars + dots, f"B less A in {unit}, with 95 % intervals: {says}.", height=60 + 40 * len(points))
 
 
-def flipped(pair: Pair, found: Overall, *, other_threshold: bool) -> None:
-    """The rows that ended in another way, filtered and paged; `other_threshold` as in `domain.run_diffs.behind`."""
+def flipped(pair: Pair, found: Overall, *, rules: tuple[Rule, Rule]) -> None:
+    """The rows that ended in another way, filtered and paged; `rules` as in `domain.run_diffs.behind`."""
     st.header("Rows that ended in another way", anchor=False)
     left, middle, right = st.columns(3)
     with left:
@@ -200,11 +203,11 @@ def flipped(pair: Pair, found: Overall, *, other_threshold: bool) -> None:
     pages = -(-min(total, flips.MOST) // flips.PAGE)
     with right:
         number = int(st.number_input(f"Page, of {pages:,}", min_value=1, max_value=pages, value=1, step=1)) - 1
-    _page(pair, kind, move, number, total, other_threshold=other_threshold)
+    _page(pair, kind, move, number, total, rules=rules)
 
 
-def _page(pair: Pair, kind: str, move: str, number: int, total: int, *, other_threshold: bool) -> None:
-    found = flips.page(pair, kind, move, number, other_threshold=other_threshold)
+def _page(pair: Pair, kind: str, move: str, number: int, total: int, *, rules: tuple[Rule, Rule]) -> None:
+    found = flips.page(pair, kind, move, number, rules=rules)
     first = number * flips.PAGE + 1
     reach = f"; the first {flips.MOST:,} can be leafed through" if total > flips.MOST else ""
     st.caption(f"{first:,} to {first + len(found) - 1:,} of {total:,} rows, in the order of their keys{reach}.")

@@ -8,8 +8,9 @@ import streamlit as st
 from dashboards import queries
 from dashboards.paired_runs import FLIPPED, KEPT_S, Overall, Pair, Side
 from dashboards.queries import Row
+from domain.canonical import canonical
 from domain.requests import Frame
-from domain.run_diffs import Ended, Said, behind
+from domain.run_diffs import Ended, Rule, Said, behind
 
 PAGE = 10
 """Rows shown at once."""
@@ -57,10 +58,10 @@ def _counted(pair: Pair, kind: str, move: str) -> int:
     return int(found["rows"]) if found else 0
 
 
-def page(pair: Pair, kind: str, move: str, number: int, *, other_threshold: bool) -> list[Row]:
+def page(pair: Pair, kind: str, move: str, number: int, *, rules: tuple[Rule, Rule]) -> list[Row]:
     """The flips of one page (from 0), in the order of the rows' keys, with both ends, input, gold and `parts`."""
-    x, y = pair.quality
-    shown = ("tier", "output", "confidence", "usd", "reason")
+    x, y = pair.scores
+    shown = ("tier", "output", "confidence", "escalated", "usd", "reason")
     ends = ", ".join(f"{side}.{name} AS {name}_{side}" for side in ("a", "b") for name in ("record_key", *shown))
     query = f"""
     SELECT p.*, {x} AS quality_a, {y} AS quality_b,
@@ -81,8 +82,8 @@ def page(pair: Pair, kind: str, move: str, number: int, *, other_threshold: bool
     said_b = _said(pair.b, [row["record_key_b"] for row in found])
     for row in found:
         one, two = _ended(row, "a", said_a), _ended(row, "b", said_b)
-        row["parts"] = " + ".join(behind(one, two, other_threshold=other_threshold)) or "not on record"
-        row["kind"] = _kind(row["quality_a"], row["quality_b"])
+        row["parts"] = " + ".join(behind(one, two, rules=rules)) or "not on record"
+        row["kind"] = _kind(row["quality_a"], row["quality_b"]) if pair.one_metric else _kind(None, None)
     return found
 
 
@@ -125,5 +126,14 @@ def _ended(row: Row, side: str, said: Mapping[str, Mapping[str, Said]]) -> Ended
     def of(name: str) -> Any:
         return row[f"{name}_{side}"]
 
-    key = of("record_key")
-    return Ended(row["record_id"], key, of("output"), of("tier"), of("usd"), of("quality"), said.get(key, {}))
+    return Ended(
+        row=row["record_id"],
+        key=of("record_key"),
+        inputs=canonical(row["inputs" if side == "a" else "inputs_b"]).decode(),
+        output=of("output"),
+        tier=of("tier"),
+        escalated=of("escalated"),
+        usd=of("usd"),
+        quality=of("quality"),
+        said=said.get(of("record_key"), {}),
+    )

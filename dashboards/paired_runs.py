@@ -12,6 +12,7 @@ from dashboards.queries import Row
 from dashboards.samples import below
 from domain.comparisons import MOST_VALUES, Difference, GapSums, summed_difference
 from domain.confidences import FloatArray
+from domain.run_diffs import one_metric
 from infra.db.reader import Value
 
 KEPT_S = 600
@@ -25,6 +26,10 @@ class Measure(StrEnum):
     TOKENS = "tokens"
     STRONG = "strong"
     VALID = "valid"
+
+
+AMOUNTS = (Measure.USD, Measure.TOKENS)
+"""Measures without a known range; the others are in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +96,18 @@ class Pair:
         return self.source.replace("WHERE a.run_id", f"{answers}\nWHERE a.run_id")
 
     @property
+    def one_metric(self) -> bool:
+        """Whether their qualities can be compared."""
+        return one_metric(self.a.metric, self.b.metric)
+
+    @property
     def quality(self) -> tuple[str, str]:
-        """A row's quality in either run. A bundle's row without a valid answer is worth 0; a run's has no score."""
+        """A row's quality in either run; NULL in both where two metrics measured it."""
+        return self.scores if self.one_metric else ("NULL::float8", "NULL::float8")
+
+    @property
+    def scores(self) -> tuple[str, str]:
+        """The same by each run's own metric. A bundle's row without a valid answer is worth 0; a run's has no score."""
         return ("coalesce(qa.value, 0)", "coalesce(qb.value, 0)") if self.a.bundle else ("qa.value", "qb.value")
 
     def _score(self, side: str) -> str:
@@ -182,6 +197,7 @@ def _overall(pair: Pair) -> Overall:
 
 
 def _compared(pair: Pair, measure: Measure, found: Row) -> Compared:
+    bounded = measure not in AMOUNTS
     sums = GapSums(
         n=found[f"n_{measure}"],
         mean=found[f"mean_{measure}"],
@@ -190,8 +206,9 @@ def _compared(pair: Pair, measure: Measure, found: Row) -> Compared:
         down=found[f"down_{measure}"],
         binary=found[f"binary_{measure}"],
     )
-    counted = None if sums.binary else _counted(pair, measure)
-    return Compared(measure, found[f"x_{measure}"], found[f"y_{measure}"], summed_difference(sums, counted))
+    counted = None if sums.binary and bounded else _counted(pair, measure)
+    difference = summed_difference(sums, counted, bounded=bounded)
+    return Compared(measure, found[f"x_{measure}"], found[f"y_{measure}"], difference)
 
 
 def _summed(pair: Pair, also: str) -> str:

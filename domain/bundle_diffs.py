@@ -87,7 +87,7 @@ def compare_repeats(
     mean = two.mean(axis=0)
     return Compared(
         quality=paired_difference(one[:, 0], mean[:, 0]),
-        usd_per_1000=paired_difference(1000 * one[:, 1], 1000 * mean[:, 1]),
+        usd_per_1000=paired_difference(1000 * one[:, 1], 1000 * mean[:, 1], bounded=False),
         before_only=len(left) - len(both),
         after_only=len(answered) - len(both),
     )

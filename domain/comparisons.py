@@ -1,7 +1,7 @@
 """Comparisons: two qualities or costs of the same rows, row by row, and how sure we are of their difference."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -16,6 +16,7 @@ RESAMPLES = 10_000
 MOST_VALUES = 2_000
 """With more distinct differences than this the mean is normal enough, and resampling them would only take memory."""
 SCORE, BOOTSTRAP, STUDENT, NONE = "paired score interval", "paired bootstrap", "paired t interval", "no rows"
+UNSEEN, ONE = "paired bound on unseen rows", "one row: no spread known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,12 @@ class GapSums:
     binary: bool
 
 
-def paired_difference(before: FloatArray, after: FloatArray, *, seed: int = 0) -> Difference:
+def paired_difference(before: FloatArray, after: FloatArray, *, bounded: bool = True, seed: int = 0) -> Difference:
     """Compare two values of each row: Tango's score interval and the exact McNemar test for 0/1 values, else a
-    bootstrap of the rows whose seed is fixed, so that the same rows always give the same interval."""
+    bootstrap of the rows whose seed is fixed, so that the same rows always give the same interval.
+
+    `bounded` says that the values are qualities in [0, 1]; of others, costs say, no range is known.
+    """
     n = len(before)
     if n == 0:
         return _UNKNOWN
@@ -65,32 +69,67 @@ def paired_difference(before: FloatArray, after: FloatArray, *, seed: int = 0) -
     deviation = float(gaps.std(ddof=1)) if n > 1 else 0.0
     sums = GapSums(n, float(gaps.mean()), deviation, int((gaps > 0).sum()), int((gaps < 0).sum()), binary)
     values, counts = np.unique(gaps, return_counts=True)
-    return summed_difference(sums, (values, counts) if len(values) <= MOST_VALUES else None, seed=seed)
+    return summed_difference(sums, (values, counts) if len(values) <= MOST_VALUES else None, bounded=bounded, seed=seed)
 
 
 def summed_difference(
-    sums: GapSums, counted: tuple[FloatArray, NDArray[np.int64]] | None, *, seed: int = 0
+    sums: GapSums, counted: tuple[FloatArray, NDArray[np.int64]] | None, *, bounded: bool = True, seed: int = 0
 ) -> Difference:
     """The same from sums: `counted` holds the distinct gaps, ascending, and how many rows have each; None when there
-    are more than MOST_VALUES. Values that are all 0 or 1 do not need it."""
+    are more than MOST_VALUES. Qualities that are all 0 or 1 do not need it."""
     n, mean, up, down = sums.n, sums.mean, sums.up, sums.down
     if n == 0:
         return _UNKNOWN
-    if sums.binary:
+    if sums.binary and bounded:
         low, high = score_interval(up, down, n)
         return Difference(mean, low, high, n, up, down, mcnemar_of(up, down), SCORE)
-    if counted is None:
-        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * sums.deviation / math.sqrt(n))
-        p_value = float(2 * stats.t.sf(abs(mean) * float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) / half, n - 1))
-        return Difference(mean, mean - half, mean + half, n, up, down, p_value, STUDENT)
-    values, counts = counted
+    found = _student(sums) if counted is None else _resampled(sums, *counted, seed)
+    return _with_unseen_rows(found) if bounded else _with_signs(found)
+
+
+def _student(sums: GapSums) -> Difference:
+    n, mean = sums.n, sums.mean
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * sums.deviation / math.sqrt(n))
+    p_value = float(2 * stats.t.sf(abs(mean) * float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) / half, n - 1))
+    return Difference(mean, mean - half, mean + half, n, sums.up, sums.down, p_value, STUDENT)
+
+
+def _resampled(sums: GapSums, values: FloatArray, counts: NDArray[np.int64], seed: int) -> Difference:
+    n, mean = sums.n, sums.mean
     if len(values) == 1:
-        return Difference(mean, mean, mean, n, up, down, float(mean == 0), BOOTSTRAP)
+        return Difference(mean, mean, mean, n, sums.up, sums.down, float(mean == 0), BOOTSTRAP)
     means = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES) @ values / n
     low, high = (float(q) for q in np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p_value = min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
-    return Difference(mean, low, high, n, up, down, p_value, BOOTSTRAP)
+    return Difference(mean, low, high, n, sums.up, sums.down, p_value, BOOTSTRAP)
+
+
+def _with_unseen_rows(found: Difference) -> Difference:
+    """Widen an interval of qualities by what n rows may not have shown, which a bootstrap takes for impossible.
+
+    At most a share 1 - alpha^(1/n) of all rows is below the smallest of n gaps, at confidence 1 - alpha, whatever their
+    distribution (Wilks 1941, Annals of Mathematical Statistics 12:91; about 3 / n at 95 %, the "rule of three"), and as
+    much is above the largest; such rows can have a gap of -1 or 1. Where all n gaps are one value this is the whole
+    bound and exact; where they vary it is a floor under the width, about that of Tango's interval of n unchanged rows.
+    """
+    n, mean = found.n, found.mean
+    share = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+    low, high = mean - share * (mean + 1), mean + share * (1 - mean)
+    if found.low <= low and high <= found.high:
+        return found
+    p_value = max(found.p_value, min(1.0, 2 * (1 + abs(mean)) ** -n))  # at this level 0 is an end of the bound
+    return replace(found, low=min(low, found.low), high=max(high, found.high), p_value=p_value, method=UNSEEN)
+
+
+def _with_signs(found: Difference) -> Difference:
+    """The same of values without a known range: an equal price for every row is nothing unusual and its interval has
+    no width. That all rows with a gap went one way is no rarer than in the sign test; of one row the interval reaches,
+    by convention, from no difference to twice what was seen."""
+    p_value = max(found.p_value, min(1.0, 2.0 ** (1 - found.up - found.down)))
+    if found.n > 1:
+        return replace(found, p_value=p_value)
+    return replace(found, low=min(0.0, 2 * found.mean), high=max(0.0, 2 * found.mean), p_value=p_value, method=ONE)
 
 
 def score_interval(up: int, down: int, n: int, level: float = LEVEL) -> tuple[float, float]:

@@ -4,13 +4,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 import numpy as np
 from pydantic import JsonValue
 
+from domain.bundles import Bundle
 from domain.canonical import canonical
 from domain.comparisons import Difference, paired_difference
-from domain.requests import Frame, response_schema
+from domain.requests import Frame, Request, response_schema
+from domain.routers import Routing
+from domain.workloads import TierName
 
 
 class Part(StrEnum):
@@ -23,6 +27,8 @@ class Part(StrEnum):
     SAMPLING = "sampling"
     REASK = "re-ask"
     PRIOR = "label prior"
+    SIGNAL = "signal"
+    LENGTH = "length limit"
     THRESHOLD = "threshold"
 
 
@@ -30,8 +36,41 @@ _SAMPLING = ("temperature", "seed", "max_tokens", "top_p", "logprobs", "top_logp
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """How a run decided which tier answers a row: what its router reads and from which value it keeps a cheap answer
+    (None: every row goes to the strong tier), and what stands as the confidence of its answers on record."""
+
+    routing: Routing
+    threshold: float | None
+    recorded: Routing
+
+    @classmethod
+    def of(cls, bundle: Bundle | None, *, kind: str, void: bool) -> "Rule":
+        """A run's rule by its bundle and kind; a batch by a `void` certificate sends every row to the strong tier."""
+        if bundle is None:
+            return cls(Routing(), None, Routing())
+        if kind != "route":  # an optimisation stores the margin, and reads every signal beside it
+            return cls(bundle.routing, bundle.threshold, Routing())
+        return cls(bundle.routing, None if void else bundle.threshold, bundle.routing)
+
+    def others(self, other: "Rule") -> set[Part]:
+        """The parts of two rules that differ."""
+        found = {Part.THRESHOLD} if self.threshold != other.threshold else set[Part]()
+        if self.threshold is None or other.threshold is None:
+            return found  # one of them reads nothing
+        if not _reads_alike(self.routing, other.routing):
+            found.add(Part.SIGNAL)
+        return found
+
+
+def _reads_alike(one: Routing, other: Routing) -> bool:
+    return one.model_copy(update={"straight_from": None}) == other.model_copy(update={"straight_from": None})
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
-    """What one tier said to a row: the request it was asked (frame None: not on record), its output and confidence."""
+    """What one tier said to a row: the last request it was asked (frame None: not on record), how often it was asked
+    again, its output and confidence."""
 
     request_hash: str
     frame: Frame | None
@@ -39,22 +78,49 @@ class Said:
     output: Mapping[str, JsonValue] | None
     confidence: float | None
 
+    @property
+    def firsts(self) -> dict[str, Frame | None]:
+        """The request that it was asked first: its frame, by its hash; nothing when that cannot be told.
+
+        A re-ask puts an answer and a complaint behind the messages before it. An answer that failed may stand under its
+        first request all the same, where the re-ask was refused: then both are possible.
+        """
+        found = {self.request_hash: self.frame} if self.output is None or not self.reasks else {}
+        messages = cast(list[JsonValue], self.frame.body.get("messages", [])) if self.frame else []
+        opening = len(messages) - 2 * self.reasks
+        if self.frame and self.reasks and opening >= 0:
+            first = Request.of({**self.frame.body, "messages": messages[: opening + 1]}, self.frame.revision)
+            found[first.hash] = first.frame
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a row ended in a run: `output` and `tier` None mean quarantine; `quality` None means that nobody scored it.
 
-    `row` is the row's name in its file, `key` the hash of what it says; `usd` is what was spent on it at list price,
-    also in vain.
+    `row` is the row's name in its file, `key` the hash of what it says, `inputs` that without its gold answer, or a
+    digest of it; `usd` is what was spent on it at list price, also in vain. `escalated` says that the cheap tier had
+    been asked before the strong one; None where nobody knows.
     """
 
     row: str
     key: str
+    inputs: str
     output: Mapping[str, JsonValue] | None
     tier: str | None
+    escalated: bool | None
     usd: float
     quality: float | None
     said: Mapping[str, Said]
+
+    @property
+    def last_asked(self) -> str:
+        """The tier whose answer counts; a row is in quarantine because the strong one had none."""
+        return self.tier or TierName.STRONG
+
+    def straight(self, rule: Rule) -> bool:
+        """Whether the row was too long for the cheap tier, which was asked about others."""
+        return rule.threshold is not None and self.tier == TierName.STRONG and self.escalated is False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +135,13 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class RunDiff:
-    """Quality and USD per 1,000 rows of the rows in both runs, second less first, and every flip."""
+    """Quality and USD per 1,000 rows of the rows in both runs, second less first, and every flip; `quality` None means
+    that the runs measure it by two metrics."""
 
     rows: int
     before_only: int
     after_only: int
-    quality: Difference
+    quality: Difference | None
     usd_per_1000: Difference
     flips: tuple[Flip, ...]
 
@@ -84,56 +151,83 @@ class RunDiff:
         return Counter(" + ".join(flip.parts) or "not on record" for flip in self.flips)
 
 
-def diff_runs(before: Sequence[Ended], after: Sequence[Ended], *, other_threshold: bool) -> RunDiff:
-    """Compare two runs by the names of their rows; `other_threshold` says whether they kept cheap answers alike."""
+def one_metric(before: str | None, after: str | None) -> bool:
+    """Whether a difference of qualities by these metrics means anything; by one without a name nothing was scored."""
+    return not before or not after or before == after
+
+
+def diff_runs(
+    before: Sequence[Ended], after: Sequence[Ended], *, rules: tuple[Rule, Rule], comparable: bool = True
+) -> RunDiff:
+    """Compare two runs by the names of their rows; `comparable` says that one metric scored both."""
     left, right = {one.row: one for one in before}, {one.row: one for one in after}
     both = [(left[row], right[row]) for row in left if row in right]
     scored = [(a.quality, b.quality) for a, b in both if a.quality is not None and b.quality is not None]
     qualities = np.array(scored, dtype=np.float64).reshape(-1, 2)
     usd = np.array([(a.usd, b.usd) for a, b in both], dtype=np.float64).reshape(-1, 2)
-    flips = (
-        Flip(a, b, behind(a, b, other_threshold=other_threshold)) for a, b in both if _said(a.output) != _said(b.output)
-    )
+    flips = (Flip(a, b, behind(a, b, rules=rules)) for a, b in both if _said(a.output) != _said(b.output))
     return RunDiff(
         rows=len(both),
         before_only=len(left) - len(both),
         after_only=len(right) - len(both),
-        quality=paired_difference(qualities[:, 0], qualities[:, 1]),
-        usd_per_1000=paired_difference(1000 * usd[:, 0], 1000 * usd[:, 1]),
+        quality=paired_difference(qualities[:, 0], qualities[:, 1]) if comparable else None,
+        usd_per_1000=paired_difference(1000 * usd[:, 0], 1000 * usd[:, 1], bounded=False),
         flips=tuple(flips),
     )
 
 
-def behind(before: Ended, after: Ended, *, other_threshold: bool) -> tuple[Part, ...]:
-    """The parts that differ behind a flip. The same request has the same completion in the ledger, so that what it
-    became can only differ by the label prior, and who answered by what the tiers said and by the threshold."""
-    if before.key != after.key:
-        return (Part.DATA,)
-    elsewhere = before.tier != after.tier
-    names = [name for name in before.said if name in after.said and (elsewhere or name == before.tier)]
-    parts = {part for name in names for part in _differing(before.said[name], after.said[name])}
-    if elsewhere and other_threshold:
-        parts.add(Part.THRESHOLD)
+def behind(before: Ended, after: Ended, *, rules: tuple[Rule, Rule]) -> tuple[Part, ...]:
+    """The parts that differ behind a flip: of the requests of the tiers whose answers count, of what became of them,
+    and where another tier answered, of the routers' rules.
+
+    The same request has the same completion in the ledger, so that another label, or another value of the same signal,
+    can only come from the label prior. Gold answers are no part of a request.
+    """
+    one, two = rules
+    elsewhere, same_row = before.last_asked != after.last_asked, before.inputs == after.inputs
+    names = [name for name in before.said if name in after.said and (elsewhere or name == before.last_asked)]
+    parts = set[Part]() if names or same_row else {Part.DATA}
+    for name in names:
+        comparable = name == TierName.CHEAP and _reads_alike(one.recorded, two.recorded)
+        parts |= _differing(before.said[name], after.said[name], same_row=same_row, same_signal=comparable)
+    if elsewhere and before.straight(one) != after.straight(two):
+        parts |= {Part.LENGTH} if one.routing.straight_from != two.routing.straight_from else set()
+    elif elsewhere:
+        parts |= one.others(two)
     return tuple(part for part in Part if part in parts)
 
 
-def _differing(one: Said, other: Said) -> list[Part]:
-    if one.request_hash == other.request_hash:
-        same = _said(one.output) == _said(other.output) and one.confidence == other.confidence
-        return [] if same else [Part.PRIOR]
-    if one.reasks or other.reasks:
-        return [Part.REASK]
+def _differing(one: Said, other: Said, *, same_row: bool, same_signal: bool) -> set[Part]:
+    """By the first requests; only of the same one did anything else make the difference."""
+    if one.request_hash == other.request_hash or one.firsts.keys() & other.firsts.keys():
+        if (one.request_hash, one.reasks) != (other.request_hash, other.reasks):
+            return {Part.REASK}
+        if one.output is None or other.output is None:
+            return set()  # it was refused, or never asked: no prior does that
+        moved = same_signal and one.confidence != other.confidence
+        return {Part.PRIOR} if moved or _said(one.output) != _said(other.output) else set()
+    parts = _of_frames(one, other, same_row=same_row)
+    if not same_row:
+        parts.add(Part.DATA)
+    if one.reasks != other.reasks or (one.reasks and not parts):
+        parts.add(Part.REASK)
+    return parts
+
+
+def _of_frames(one: Said, other: Said, *, same_row: bool) -> set[Part]:
     if one.frame is None or other.frame is None:
-        return []
+        return set()
     a, b = one.frame, other.frame
+    pairs = [(x, y) for x in one.firsts.values() for y in other.firsts.values() if x and y]
+    alike = any(x.body.get("messages") == y.body.get("messages") for x, y in pairs)
     differs = {
         Part.MODEL: (a.body.get("model"), a.revision) != (b.body.get("model"), b.revision),
         Part.SCHEMA: canonical(response_schema(a.body)) != canonical(response_schema(b.body)),
         Part.SAMPLING: any(a.body.get(name) != b.body.get(name) for name in _SAMPLING),
-        # The row says the same: with equal openings the rest of the request is what the prompt makes of it.
-        Part.PROMPT: a.body.get("messages") != b.body.get("messages") or a.hash == b.hash,
+        # Where the row says the same and all else is equal, the rest of the request is what the prompt makes of it.
+        Part.PROMPT: bool(pairs) and (not alike or (same_row and any(x.hash == y.hash for x, y in pairs))),
     }
-    return [part for part, is_so in differs.items() if is_so]
+    return {part for part, is_so in differs.items() if is_so}
 
 
 def _said(output: Mapping[str, JsonValue] | None) -> bytes:

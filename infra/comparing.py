@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from sqlalchemy import select
+from sqlalchemy import Text, cast, func, select
 from sqlalchemy.orm import Session
 
 from domain.errors import NotFound
 from domain.figures import usd_by
 from domain.requests import Frame
-from domain.run_diffs import Ended, RunDiff, Said, diff_runs
+from domain.run_diffs import Ended, Rule, RunDiff, Said, diff_runs, one_metric
 from domain.workloads import TierName
 from infra.db.session import transaction
 from infra.db.store import bundles, runs
@@ -36,15 +36,15 @@ def compare_runs(before: str, after: str) -> tuple[RunRecord, RunRecord, RunDiff
                 f"run {one.id[:8]} is of {one.workload!r}, run {two.id[:8]} of {two.workload!r}.",
                 hint="Compare runs of the same workload.",
             )
-        other = _threshold(db, one) != _threshold(db, two)
-        return one, two, diff_runs(_ended(db, one), _ended(db, two), other_threshold=other)
+        comparable = one_metric(one.spec.get("metric"), two.spec.get("metric"))
+        rules = _rule(db, one), _rule(db, two)
+        return one, two, diff_runs(_ended(db, one), _ended(db, two), rules=rules, comparable=comparable)
 
 
-def _threshold(db: Session, run: RunRecord) -> float | None:
-    """The threshold that a run's rows were settled by; None: all strong, or no bundle."""
-    if run.bundle_hash is None or (run.kind == "route" and run.summary.get("void")):
-        return None
-    return bundles.load_bundle(db, run.bundle_hash).threshold
+def _rule(db: Session, run: RunRecord) -> Rule:
+    """How a run's rows were settled."""
+    bundle = bundles.load_bundle(db, run.bundle_hash) if run.bundle_hash else None
+    return Rule.of(bundle, kind=run.kind, void=bool(run.summary.get("void")))
 
 
 def _ended(db: Session, run: RunRecord) -> list[Ended]:
@@ -58,21 +58,23 @@ def _ended(db: Session, run: RunRecord) -> list[Ended]:
         )
     }
     refused = set(db.scalars(select(QuarantinedRow.record_key).where(QuarantinedRow.run_id == run.id)))
+    inputs = func.encode(func.sha256(func.convert_to(cast(RecordRow.inputs, Text), "UTF8")), "hex")
     names = (
-        select(RecordRow.key, RecordRow.record_id)
+        select(RecordRow.key, RecordRow.record_id, inputs)
         .join(RunRowRow, RunRowRow.record_key == RecordRow.key)
         .where(RunRowRow.run_id == run.id, RecordRow.dataset_version == run.dataset_version)
         .order_by(RunRowRow.position)
     )
     found: list[Ended] = []
-    for key, name in db.execute(names).tuples():
+    for key, name, digest in db.execute(names).tuples():
         outcome = outcomes.get(key)
         if outcome is None and key not in refused:
             continue  # the run did not come to it
         tier = outcome.tier if outcome else None
         quality = scores.get((key, tier)) if tier else None
         usd = outcome.usd if outcome else spent.get(key, 0.0)
-        found.append(Ended(name, key, outcome.output if outcome else None, tier, usd, quality, said.get(key, {})))
+        output, escalated = (outcome.output, outcome.escalated) if outcome else (None, None)
+        found.append(Ended(name, key, digest, output, tier, escalated, usd, quality, said.get(key, {})))
     return found
 
 
@@ -80,7 +82,7 @@ def _spent(db: Session, run: RunRecord) -> Mapping[str, float]:
     """USD that the answers to each row in quarantine took, as far as the run's bundle asks for them (the dashboard's
     view `answer_prices` says the same)."""
     bundle = bundles.load_bundle(db, run.bundle_hash) if run.bundle_hash else None
-    asked = [TierName.STRONG] if bundle and _threshold(db, run) is None else list(TierName)
+    asked = [TierName.STRONG] if bundle and _rule(db, run).threshold is None else list(TierName)
     query = (
         select(AnswerRow)
         .join(QuarantinedRow, QuarantinedRow.record_key == AnswerRow.record_key)

@@ -27,7 +27,10 @@ def show(console: Console, before: str, after: str, *, as_json: bool) -> None:
     console.print(f"[bold]{one.workload}[/]  run {one.id[:8]} ({one.kind}) → run {two.id[:8]} ({two.kind})")
     alone = f", {found.before_only} only in the first, {found.after_only} only in the second"
     console.print(f"  rows      {found.rows} in both{alone if found.before_only or found.after_only else ''}")
-    if found.quality.n:
+    if found.quality is None:
+        metrics = " and ".join(escape(repr(run.spec.get("metric"))) for run in (one, two))
+        console.print(f"  quality   not comparable: the runs were scored by {metrics}")
+    elif found.quality.n:
         console.print(f"  quality   {_interval(found.quality, 3)}  on {found.quality.n} scored rows")
     else:
         console.print("  quality   not known: these rows have no gold answers")
@@ -39,16 +42,16 @@ def show(console: Console, before: str, after: str, *, as_json: bool) -> None:
     for heading in ("  row", "before", "after", "quality", "put down to"):
         table.add_column(heading, overflow="fold")
     for flip in found.flips[:MOST_FLIPS]:
-        table.add_row(f"  {escape(flip.before.row)}", *map(escape, _words(flip)))
+        table.add_row(f"  {escape(flip.before.row)}", *map(escape, _words(flip, comparable=found.quality is not None)))
     if found.flips:
         console.print(table)
     if len(found.flips) > MOST_FLIPS:
         console.print(f"  and {len(found.flips) - MOST_FLIPS} more: --json has all")
 
 
-def _words(flip: Flip) -> tuple[str, str, str, str]:
+def _words(flip: Flip, *, comparable: bool) -> tuple[str, str, str, str]:
     qualities = (flip.before.quality, flip.after.quality)
-    quality = "-" if None in qualities else f"{qualities[0]:.2f} → {qualities[1]:.2f}"
+    quality = "-" if None in qualities or not comparable else f"{qualities[0]:.2f} → {qualities[1]:.2f}"
     return _ended(flip.before), _ended(flip.after), quality, " + ".join(flip.parts) or "not on record"
 
 
@@ -68,7 +71,8 @@ def _facts(one: RunRecord, two: RunRecord, found: RunDiff) -> dict[str, Any]:
         "rows": found.rows,
         "a_only": found.before_only,
         "b_only": found.after_only,
-        "quality": asdict(found.quality),
+        "metrics": [one.spec.get("metric"), two.spec.get("metric")],
+        "quality": asdict(found.quality) if found.quality else None,
         "usd_per_1000": asdict(found.usd_per_1000),
         "causes": dict(found.causes),
         "flips": [

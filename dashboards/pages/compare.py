@@ -11,6 +11,7 @@ from dashboards.paired_runs import Pair, Side
 from dashboards.parts import chosen, counted, empty, heading, workload
 from dashboards.queries import Row
 from domain.bundles import Bundle
+from domain.run_diffs import Rule
 
 MOST = 200
 """Runs, and bundles, that can be chosen; the newest."""
@@ -25,6 +26,7 @@ SELECT b.hash, b.run_id, b.body, b.created_at, b.aliases, r.dataset_version, m.m
 FROM bundle_bodies AS b LEFT JOIN runs AS r ON r.run_id = b.run_id LEFT JOIN run_measures AS m ON m.run_id = b.run_id
 WHERE b.workload = :workload ORDER BY b.created_at DESC, b.hash LIMIT {MOST}
 """  # noqa: S608
+BODIES = "SELECT hash, body FROM bundle_bodies WHERE hash IN (:a, :b)"
 
 
 def show() -> None:
@@ -53,7 +55,7 @@ def show() -> None:
         return
     a, b = sides
     if of == "runs":
-        _compare_runs(a, b, bundles)
+        _compare_runs(a, b)
     else:
         _compare_bundles(a, b)
 
@@ -89,38 +91,37 @@ def _bundle_says(row: Row) -> str:
     return f"{row['hash'][:12]} {row['created_at']:%Y-%m-%d %H:%M}{aliases}"
 
 
-def _compare_runs(a: Row, b: Row, bundles: Mapping[str, Row]) -> None:
-    if a["metric"] != b["metric"]:
-        st.warning("The two runs measure quality by different metrics; their difference compares two scales.")
+def _compare_runs(a: Row, b: Row) -> None:
     one, two = (Side(run["run_id"], run["dataset_version"], run["metric"] or "") for run in (a, b))
     pair = Pair(one, two)
-    thresholds = [
-        None if run["kind"] == "route" and run["void"] else _threshold(bundles.get(run["bundle_hash"] or ""))
-        for run in (a, b)
-    ]
+    given = {side: run["bundle_hash"] or "" for side, run in (("a", a), ("b", b))}
+    bodies = {row["hash"]: row for row in queries.rows(BODIES, **given)}
+    deployed = [bodies.get(bundle) for bundle in given.values()]
+    rules = _rule(a, deployed[0]), _rule(b, deployed[1])
     st.code(f"headrace diff {a['run_id'][:8]} {b['run_id'][:8]}", language="console", wrap_lines=True)
     pair, found = differences(pair, ended=all(run["state"] == "completed" for run in (a, b)))
-    flipped(pair, found, other_threshold=thresholds[0] != thresholds[1])
+    flipped(pair, found, rules=rules)
     st.header("What was deployed", anchor=False)
-    ones = [bundles.get(run["bundle_hash"] or "") for run in (a, b)]
-    if ones[0] is None or ones[1] is None:
+    if deployed[0] is None or deployed[1] is None:
         st.info("A run without a bundle is among the two: prompts are compared where both runs have one.")
     else:
-        differing_parts(Bundle.model_validate(ones[0]["body"]), Bundle.model_validate(ones[1]["body"]))
+        differing_parts(Bundle.model_validate(deployed[0]["body"]), Bundle.model_validate(deployed[1]["body"]))
 
 
 def _compare_bundles(a: Row, b: Row) -> None:
     st.code(f"headrace bundle diff {a['hash'][:12]} {b['hash'][:12]}", language="console", wrap_lines=True)
     if all(row["run_id"] and row["dataset_version"] for row in (a, b)):
-        one, two = (Side(row["run_id"], row["dataset_version"], row["metric"], row["hash"]) for row in (a, b))
+        one, two = (Side(row["run_id"], row["dataset_version"], row["metric"] or "", row["hash"]) for row in (a, b))
         pair = Pair(one, two)
         pair, found = differences(pair, ended=True)
-        flipped(pair, found, other_threshold=_threshold(a) != _threshold(b))
+        flipped(pair, found, rules=(_rule(None, a), _rule(None, b)))
     else:
         st.info("A bundle that was imported from a folder has no run here, hence no rows: only its parts are compared.")
     st.header("What differs between the bundles", anchor=False)
     differing_parts(Bundle.model_validate(a["body"]), Bundle.model_validate(b["body"]))
 
 
-def _threshold(bundle: Row | None) -> float | None:
-    return bundle["body"]["threshold"] if bundle else None
+def _rule(run: Row | None, bundle: Row | None) -> Rule:
+    """How a run's rows were settled; without a run, those that the bundle was made of."""
+    kind, void = (run["kind"], run["void"]) if run else ("optimize", False)
+    return Rule.of(Bundle.model_validate(bundle["body"]) if bundle else None, kind=kind, void=void)

@@ -7,7 +7,19 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from domain.comparisons import BOOTSTRAP, NONE, RESAMPLES, SCORE, STUDENT, paired_difference, score_interval
+from domain.comparisons import (
+    BOOTSTRAP,
+    NONE,
+    ONE,
+    RESAMPLES,
+    SCORE,
+    STUDENT,
+    UNSEEN,
+    Difference,
+    paired_difference,
+    score_interval,
+)
+from domain.regressions import judge_regression
 from domain.scores import estimate
 
 Floats = NDArray[np.float64]
@@ -118,9 +130,59 @@ def test_with_many_different_values_the_interval_is_students() -> None:
     assert found.p_value == pytest.approx(expected.pvalue, rel=1e-6)
 
 
-def test_the_same_change_everywhere_has_no_width() -> None:
-    found = paired_difference(np.array([0.25, 0.5]), np.array([0.5, 0.75]))
-    assert (found.low, found.mean, found.high, found.p_value) == (0.25, 0.25, 0.25, 0)
+def constant(n: int, gap: float) -> Difference:
+    return paired_difference(np.full(n, 0.25), np.full(n, 0.25 + gap))
+
+
+def test_the_same_change_in_few_rows_proves_nothing_and_in_many_more_and_more() -> None:
+    found = [constant(n, 0.2) for n in (1, 2, 5, 20, 60, 500)]
+    widths = [one.high - one.low for one in found]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] > 0
+    assert [one.low > 0 for one in found] == [False, False, False, False, True, True]
+    assert [one.p_value < 0.05 for one in found] == [one.low > 0 for one in found]
+    assert all(-1 <= one.low < one.mean < one.high <= 1 and one.method == UNSEEN for one in found)
+
+
+@pytest.mark.parametrize("n", [2, 30, 400])
+def test_the_ends_for_one_gap_are_where_unseen_rows_would_just_have_been_seen(n: int) -> None:
+    found = constant(n, 0.2)
+    below, above = (0.2 - found.low) / 1.2, (found.high - 0.2) / 0.8
+    assert (1 - below) ** n == pytest.approx(0.025)
+    assert (1 - above) ** n == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("n", [2, 20, 100, 300])
+def test_graded_rows_that_stayed_as_they_are_prove_about_as_much_as_zeros_and_ones(n: int) -> None:
+    graded_half, half = constant(n, 0.0).high, score_interval(0, 0, n)[1]
+    assert half * 0.9 < graded_half < half * 1.3
+    assert not judge_regression(constant(n, 0.0), max_drop=0.01, prove=True).passed
+    assert judge_regression(constant(400, 0.0), max_drop=0.01, prove=True).passed
+
+
+@pytest.mark.parametrize("n", [5, 20, 60, 200])
+def test_rare_large_losses_are_covered_as_often_as_the_interval_says(n: int) -> None:
+    """Most samples of few rows show none of them: a bootstrap of these knows no loss."""
+    drawn = np.random.default_rng(5)
+    lost = (drawn.random(n) < 0.03 for _ in range(400))
+    found = [paired_difference(np.full(n, 0.9), np.where(gone, 0.0, 0.9)) for gone in lost]
+    assert np.mean([one.low <= -0.9 * 0.03 <= one.high for one in found]) >= 0.94
+
+
+def test_costs_may_be_one_price_but_one_row_is_no_proof() -> None:
+    def costs(n: int, before: float = 3.0, after: float = 2.0) -> Difference:
+        return paired_difference(np.full(n, before), np.full(n, after), bounded=False)
+
+    one = costs(1)
+    assert (one.low, one.mean, one.high, one.p_value, one.method) == (-2, -1, 0, 1, ONE)
+    assert (costs(2).p_value, costs(2).method) == (0.5, BOOTSTRAP)
+    many = costs(100)
+    assert (many.low, many.mean, many.high) == (-1, -1, -1)
+    assert 0 < many.p_value < 1e-20
+    free = costs(50, 0.0, 0.0)
+    assert (free.low, free.high, free.p_value, free.method) == (0, 0, 1, BOOTSTRAP), "no shares of rows, but prices"
+    two = paired_difference(np.array([1.0, 1.0]), np.array([2.0, 3.5]), bounded=False)
+    assert two.p_value == 0.5
 
 
 def test_without_rows_nothing_is_known() -> None:

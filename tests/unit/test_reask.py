@@ -14,6 +14,7 @@ from pydantic import BaseModel, JsonValue, field_validator
 from domain.errors import ModelUnavailable, Place, RequestRefused, StoreError
 from domain.prompts import Message
 from domain.requests import Completion, Request, Usage, row_request
+from domain.run_diffs import Said
 from domain.schemas import OutputSchema
 from domain.workloads import Prices, Tier
 from infra.llm.reask import Reasked, reask
@@ -141,6 +142,9 @@ def test_an_answer_that_never_becomes_valid_ends_with_its_last_reason_and_every_
     assert (result.invalid.kind, result.invalid.reason) == ("schema", "priority: Field required")
     assert result.completion.text == '{"topic": "cards"}'
     assert [len(model.turns(n)) for n in range(3)] == [4, 6, 8]
+    for number, request in enumerate(model.requests, start=1):
+        said = Said(request.hash, request.frame, number, {"topic": "cards"}, None)
+        assert said.firsts == {REQUEST.hash: REQUEST.frame}, "a diff of runs finds the first request by the last"
 
 
 def test_no_reask_is_made_when_none_is_allowed() -> None:
