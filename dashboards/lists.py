@@ -1,4 +1,4 @@
-"""Lists of a period: its newest rows, and how many there are where these are not all."""
+"""Lists: the newest rows of a period, and what is said of a list that has not all of its rows."""
 
 import streamlit as st
 

@@ -99,7 +99,12 @@ def _runs(words: str, since: str) -> None:
             "run": "Run",
             "page": "Prefect",
         }
-        table(shown, columns, name="Scheduled runs", links={"run": "to_run", "page": "prefect"})
+        table(
+            shown,
+            columns,
+            name="Runs that schedules and automations started",
+            links={"run": "to_run", "page": "prefect"},
+        )
         lists.cut(len(found), total)
         kept = ("started_at", "ended_at", "started_by", "workload", "flow", "state", "run_id", "prefect")
         parts.download([{key: row[key] for key in kept} for row in shown], "scheduled-runs")

@@ -191,7 +191,7 @@ def test_schedules_and_what_their_runs_came_to() -> None:
         [mine, "route-batch", "completed", routed[:8], "1", "1", "0", "0"],
         [other, "optimize-workload", "completed", long_ago[:8], "0", "0", "0", "0"],
     ]
-    listed = {row[5]: row[1:5] for row in rows_of(page, "Scheduled runs")}
+    listed = {row[5]: row[1:5] for row in rows_of(page, "Runs that schedules and automations started")}
     assert listed[old[:8]] == ["schedule", mine, "optimize-workload", "failed"]
     assert listed[retuned[:8]] == ["automation", other, "optimize-workload", "completed"]
     assert listed.keys().isdisjoint(run_id[:8] for run_id in [*people, long_ago])
@@ -218,7 +218,7 @@ def test_every_list_that_is_cut_says_of_how_many() -> None:
         cut[:2] + cut[3:] == [told] * 3
     )  # deliveries, what they started, notices; other tests have scheduled runs too
     assert len(cut) == 4
-    assert len(rows_of(page, "Scheduled runs")) == parts.SHOWN
+    assert len(rows_of(page, "Runs that schedules and automations started")) == parts.SHOWN
     assert f"the first {parts.SHOWN} of {lists.NEWEST}" in html_of(page)
     with transaction() as db:
         db.execute(delete(RunRow).where(RunRow.workload == parameters["workload"]))
