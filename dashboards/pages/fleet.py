@@ -193,7 +193,7 @@ def _points(at: list[datetime], width: int) -> list[datetime]:
 
 def _errors(found: list[Row]) -> None:
     st.header("Calls that were not answered", anchor=False)
-    bad = [row for row in found if row["outcome"] != "answered"]
+    bad = [row for row in found if row["outcome"] != "answered" and row["calls"]]
     calls = {row["worker"]: row["calls"] for row in summed(found, worker=itemgetter("worker"))}
     said = {(row["worker"], row["outcome"]): row["detail"] for row in bad if row["detail"]}
     shown: list[Row] = [

@@ -247,6 +247,12 @@ def test_the_sum_of_the_money_is_seen_however_many_days_there_are() -> None:
     assert f">{datetime.now(UTC):%Y-%m-%d}<" in newest
 
 
+def test_look_ups_of_an_imported_run_that_say_that_they_were_not_answered_are_no_calls() -> None:
+    workload = uuid.uuid4().hex
+    ran(workload, [attempt(0), attempt(1, cached=True, outcome=THROTTLED)])
+    assert "None of n = 1 call." in [caption.value for caption in shown(workload=workload).caption]
+
+
 def test_what_the_selection_does_not_show_is_said() -> None:
     workload = uuid.uuid4().hex
     for _ in range(101):
