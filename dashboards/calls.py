@@ -5,7 +5,7 @@ sums of that answer, so that its figures agree with one another.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from dashboards import queries
@@ -110,10 +110,19 @@ def summed(found: Iterable[Row], **by: Callable[[Row], Any]) -> list[Row]:
 
 
 def working_s(found: Sequence[Row]) -> float:
-    """Seconds in which stages of runs used a worker: from the first call's start to the last one's end, each added."""
+    """Seconds in which stages of runs used a worker, each from its first call's start to its last one's end.
+
+    Time in which several stages did counts once: what the worker did then, it did for all of them.
+    """
     spans: dict[tuple[str, str], tuple[datetime, datetime]] = {}
     for row in found:
         key = row["run_id"], row["stage"]
         first, last = spans.get(key, (row["first"], row["last"]))
         spans[key] = min(first, row["first"]), max(last, row["last"])
-    return sum((last - first).total_seconds() for first, last in spans.values())
+    used = timedelta()
+    until: datetime | None = None
+    for first, last in sorted(spans.values()):
+        begun = first if until is None else max(first, until)
+        used += max(last - begun, timedelta())
+        until = last if until is None else max(last, until)
+    return used.total_seconds()

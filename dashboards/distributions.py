@@ -68,7 +68,7 @@ def bound(rows: int) -> str:
 
 def lengths(before: str, after: str, *, rows: int) -> Pair:
     """Characters of the inputs in two versions, in tenths of the one before. Raises StoreError."""
-    return _numbers(queries.rows(LENGTHS, before=before, after=after, bound=bound(rows)), digits=0)
+    return _numbers(queries.of_version(LENGTHS, before=before, after=after, bound=bound(rows)), digits=0)
 
 
 def confidences(before: str, after: str, *, rows: int) -> Pair:
@@ -78,7 +78,7 @@ def confidences(before: str, after: str, *, rows: int) -> Pair:
 
 def gold(before: str, after: str, field: str, *, rows: int) -> Pair:
     """A field's right values in two versions; rows without any are a bucket too. Raises StoreError."""
-    return _labels(queries.rows(GOLD, before=before, after=after, field=field, bound=bound(rows)))
+    return _labels(queries.of_version(GOLD, before=before, after=after, field=field, bound=bound(rows)))
 
 
 def outputs(before: str, after: str, field: str, *, rows: int) -> Pair:

@@ -4,15 +4,11 @@ import shlex
 
 import streamlit as st
 
-from dashboards import parts, queries
+from dashboards import lists, parts
 from dashboards.parts import chosen, table
 
-NEWEST = 500
-NOTICES = """
-SELECT created_at, endpoint, event, state, tries, due_at, settled_at, error, key
-FROM notices WHERE created_at >= now() - CAST(:since AS interval) AND (:state = 'any' OR state = :state)
-ORDER BY created_at DESC, endpoint, key LIMIT :newest
-"""
+NOTICES = "created_at, endpoint, event, state, tries, due_at, settled_at, error, key"
+TOLD_OF = "FROM notices WHERE created_at >= now() - CAST(:since AS interval) AND (:state = 'any' OR state = :state)"
 TOLD = """
 SELECT
     count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'delivered') AS delivered,
@@ -25,7 +21,7 @@ def section(words: str, since: str) -> None:
     """What endpoints were told in a period; `words` and `since` are the period's."""
     st.header("Notices", anchor=False)
     state = chosen("State of notices", "notices", ("any", "waiting", "delivered", "dead"))
-    found = queries.rows(NOTICES, since=since, state=state, newest=NEWEST)
+    found, n = lists.newest(NOTICES, TOLD_OF, "created_at DESC, endpoint, key", since=since, state=state)
     if not found:
         st.caption(
             f"None, {words.lower()}. Endpoints stand below notify in triggers.yaml; this sends one a test message:"
@@ -44,6 +40,7 @@ def section(words: str, since: str) -> None:
     }
     waiting = [{**row, "due_at": row["due_at"] if row["state"] == "waiting" else None} for row in found]
     table(waiting, columns, name="Notices")
+    lists.cut(len(found), n)
     parts.download(waiting, "notices")
     dead = [row["key"] for row in found if row["state"] == "dead"]
     if dead:

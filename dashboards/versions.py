@@ -20,27 +20,24 @@ WITH used AS (
         AND NOT EXISTS (SELECT 1 FROM runs AS r WHERE r.dataset_version = v.version)
     )
 ), ordered AS (
-    SELECT mine.*, lag(version) OVER past AS before, lag(records) OVER past AS before_records
+    SELECT
+        mine.*, lag(version) OVER past AS before, lag(records) OVER past AS before_records, count(*) OVER () AS n
     FROM mine WINDOW past AS (PARTITION BY uri ORDER BY created_at, version)
     ORDER BY created_at DESC, version LIMIT :newest
 )
 SELECT
-    o.version, o.uri, o.records, o.bad_rows, o.created_at, o.runs, o.before, o.before_records,
-    (SELECT count(DISTINCT c.delivery_key) FROM changes AS c WHERE c.dataset_version = o.version) AS deliveries,
-    s.train, s.calibration, s.test, s.incoming, s.gold
-FROM ordered AS o LEFT JOIN LATERAL (
-    SELECT
-        count(*) FILTER (WHERE r.split = 'train') AS train,
-        count(*) FILTER (WHERE r.split = 'calibration') AS calibration,
-        count(*) FILTER (WHERE r.split = 'test') AS test,
-        count(*) FILTER (WHERE r.split = 'incoming') AS incoming,
-        count(r.gold) AS gold
-    FROM records AS r
-    -- A condition of the subquery's own, so that of other versions no row is looked at; HAVING leaves no row for them.
-    WHERE r.version = o.version AND (o.records <= :small OR o.version = :counted)
-    HAVING o.records <= :small OR o.version = :counted
-) AS s ON TRUE
-ORDER BY o.created_at DESC, o.version
+    o.version, o.uri, o.records, o.bad_rows, o.created_at, o.runs, o.before, o.before_records, o.n,
+    (SELECT count(DISTINCT c.delivery_key) FROM changes AS c WHERE c.dataset_version = o.version) AS deliveries
+FROM ordered AS o ORDER BY o.created_at DESC, o.version
+"""
+COUNTS = """
+SELECT
+    count(*) FILTER (WHERE split = 'train') AS train,
+    count(*) FILTER (WHERE split = 'calibration') AS calibration,
+    count(*) FILTER (WHERE split = 'test') AS test,
+    count(*) FILTER (WHERE split = 'incoming') AS incoming,
+    count(gold) AS gold
+FROM records WHERE version = :version
 """
 DIFFERENCES = """
 WITH met AS (
@@ -60,21 +57,29 @@ SELECT what, n, record_id, split, file, line, key_before, key_after
 FROM numbered WHERE number <= :listed ORDER BY what, record_id
 """
 RUNS = """
-SELECT run_id, concat_ws(' ', left(run_id, 8), state) AS run, kind, started_at, '/run?run=' || run_id AS to_run
+SELECT
+    run_id, concat_ws(' ', left(run_id, 8), state) AS run, kind, started_at, '/run?run=' || run_id AS to_run,
+    count(*) OVER () AS n
 FROM runs WHERE dataset_version = :version AND workload = :workload ORDER BY started_at DESC LIMIT 100
 """
 DELIVERIES = """
-SELECT received_at, source, left(delivery_key, 10) AS delivery, dataset, state, detail
+SELECT received_at, source, left(delivery_key, 10) AS delivery, dataset, state, detail, count(*) OVER () AS n
 FROM changes WHERE dataset_version = :version ORDER BY received_at DESC LIMIT 100
 """
 
 
-def versions(workload: str, *, counted: str = "") -> list[Row]:
+def versions(workload: str) -> list[Row]:
     """A workload's newest dataset versions, the newest first, each with the one before it of the same place.
 
-    Splits and gold are counted for small versions and for `counted`. Raises StoreError.
+    `n` is how many there are. Splits and gold are counted for small versions, see `counts`. Raises StoreError.
     """
-    return queries.rows(VERSIONS, workload=workload, newest=NEWEST, small=SMALL, counted=counted)
+    found = queries.rows(VERSIONS, workload=workload, newest=NEWEST)
+    return [{**row, **(counts(row["version"]) if row["records"] <= SMALL else {"gold": None})} for row in found]
+
+
+def counts(version: str) -> Row:
+    """How many rows of a version are in each split, and how many have gold. Raises StoreError."""
+    return queries.of_version(COUNTS, version=version)[0]
 
 
 def differences(before: str, after: str) -> list[Row]:
@@ -83,7 +88,7 @@ def differences(before: str, after: str) -> list[Row]:
     `what` is added, removed, or changed: the id is the same and the key, which covers inputs and gold, is not.
     Raises StoreError.
     """
-    return queries.rows(DIFFERENCES, before=before, after=after, listed=LISTED)
+    return queries.of_version(DIFFERENCES, before=before, after=after, listed=LISTED)
 
 
 def numbers(before: str, after: str) -> dict[str, int]:

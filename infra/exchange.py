@@ -185,11 +185,14 @@ def _frame(db: Session, run_id: str, tier: TierName) -> Frame | None:
 
 
 def _plain(name: str, row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row in JSON's types; links lead to servers that the reader does not have."""
+    """A row in JSON's types; links lead to servers that the reader does not have, nor has he this one's schedules."""
     values: dict[str, Any] = {
         key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()
     }
-    return {**values, "links": {}} if name == RunRow.__tablename__ else values
+    if name == RunRow.__tablename__:
+        del values["started_by"]
+        values["links"] = {}
+    return values
 
 
 def _read(db: Session, archive: zipfile.ZipFile, name: str, file: Path) -> int:

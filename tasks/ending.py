@@ -4,7 +4,6 @@ from contextlib import suppress
 from uuid import UUID
 
 from prefect import State
-from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from prefect.runtime import flow_run as current_flow_run
 from prefect.states import Cancelled
@@ -18,12 +17,6 @@ class Ended(Abort):
     def __init__(self, state: State) -> None:
         super().__init__(state.message)
         self.state = state
-
-
-def is_scheduled() -> bool:
-    """Whether a schedule started the current run."""
-    context = FlowRunContext.get()
-    return context is not None and context.flow_run is not None and context.flow_run.auto_scheduled is True
 
 
 def end_superseded() -> State | None:

@@ -39,7 +39,8 @@ from infra.serving import note_served, served_now
 from infra.settings import Settings, load_settings
 from infra.versions import code_version
 from infra.workloads import LoadedWorkload, find_workload, load_workload
-from tasks.ending import end_cancelled, end_superseded, is_scheduled, is_unwanted, suspended
+from tasks.beginning import is_scheduled, started_by
+from tasks.ending import end_cancelled, end_superseded, is_unwanted, suspended
 from tasks.references import Limits, RunRef
 
 P = ParamSpec("P")
@@ -101,6 +102,8 @@ def _open(run_id: str, kind: str, loaded: LoadedWorkload, limits: Limits, summar
             budget=(limits.max_usd, limits.max_tokens),
         )
         runs.add_summary(db, run_id, summary)
+        if starter := started_by(db):
+            runs.change_run(db, run_id, started_by=starter.value)
 
 
 def _wanted(run_id: str) -> None:

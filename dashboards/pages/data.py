@@ -1,39 +1,23 @@
 """Data: dataset versions, what each changed and led to, its bad rows, and how far inputs and answers have drifted."""
 
-import altair as alt
 import streamlit as st
 
-from dashboards import distributions, parts, queries, versions
-from dashboards.distributions import SAMPLE, Pair
+from dashboards import drifts, lists, parts, queries, versions
 from dashboards.parts import chosen, heading, percent, table
 from dashboards.queries import Row
 
-FIELD = """
-SELECT f.field FROM decisive_fields AS f JOIN runs AS r ON r.run_id = f.run_id
-WHERE f.workload = :workload AND f.field IS NOT NULL ORDER BY r.started_at DESC LIMIT 1
-"""
 OF_RUN = "SELECT dataset_version AS version FROM runs WHERE run_id = :run AND dataset_version IS NOT NULL"
-ANSWERED = """
-SELECT run_id, kind, state, started_at FROM runs
-WHERE dataset_version = :version AND workload = :workload
-    AND EXISTS (SELECT 1 FROM final_answers AS o WHERE o.run_id = runs.run_id)
-ORDER BY (state = 'completed') DESC, started_at DESC LIMIT 50
-"""
 BAD = """
-SELECT field, reason, count(*) AS rows FROM bad_rows WHERE version = :version
-GROUP BY field, reason ORDER BY count(*) DESC, reason LIMIT 200
+SELECT field, reason, count(*) AS rows, count(*) OVER () AS n, sum(count(*)) OVER ()::bigint AS n_rows
+FROM bad_rows WHERE version = :version
+GROUP BY field, reason ORDER BY count(*) DESC, reason LIMIT :most
 """
 BAD_ROWS = """
 SELECT file, line, field, reason FROM bad_rows WHERE version = :version
-ORDER BY file, line NULLS FIRST, field LIMIT 5000
+ORDER BY file, line NULLS FIRST, field LIMIT :most
 """
-METHOD = (
-    "PSI, the population stability index: Σ (q − p) ln(q / p) over buckets with the shares p before and q after (half "
-    "a row is added to each bucket). Numbers are cut at the tenths of the version before. Without a drift PSI stays "
-    "below the second figure in 95 of 100 pairs of independent samples: (1/n + 1/m) times the chi-square quantile "
-    "(Yurdakul, 2018). Versions that share rows lie closer together than that. The usual limits 0.1 and 0.25 "
-    "(Siddiqi, 2006) take no account of n."
-)
+REASONS, BAD_LISTED = 200, 5000
+"""Reasons and rows that are listed of those that cannot be used."""
 WHAT = {"added": "Added", "changed": "Changed", "removed": "Removed"}
 
 
@@ -49,13 +33,12 @@ def show() -> None:
         return
     _list(found)
     before, after = _choose(found)
-    if after["gold"] is None:  # too large to be counted through for the list
-        counted = versions.versions(name, counted=after["version"])
-        after = next(row for row in counted if row["version"] == after["version"])
+    after = {**after, **versions.counts(after["version"])}  # one that is large was not counted for the list
     _version(name, after)
     _differences(before, after)
     _bad(after)
-    _drift(name, before, after)
+    if before is not None:
+        drifts.section(name, before, after)
 
 
 def _says(row: Row) -> str:
@@ -88,6 +71,7 @@ def _list(found: list[Row]) -> None:
         f"Added, changed and removed against the version before from the same place, by id and content; counted here "
         f"up to {versions.SMALL:,} rows, and below for the chosen pair whatever its size."
     )
+    lists.cut(len(found), found[0]["n"], of="versions, here and in the download")
     parts.download(
         [{key: row.get(key) for key in ("version", *columns) if key != "short"} for row in shown], "versions"
     )
@@ -102,7 +86,8 @@ def _choose(found: list[Row]) -> tuple[Row | None, Row]:
             st.query_params["b"] = of_run["version"]
     first, second = st.columns(2)
     with second:
-        after = known[chosen("Version", "b", list(known), says=lambda key: _says(known[key]))]
+        resets = ("run_a", "run_b")
+        after = known[chosen("Version", "b", list(known), says=lambda key: _says(known[key]), resets=resets)]
     others = [key for key in known if key != after["version"]]
     if not others:
         with first:
@@ -110,7 +95,7 @@ def _choose(found: list[Row]) -> tuple[Row | None, Row]:
         return None, after
     others.sort(key=lambda key: key != after["before"])  # the one before comes first, the rest stays in its order
     with first:
-        return known[chosen("Compared with", "a", others, says=lambda key: _says(known[key]))], after
+        return known[chosen("Compared with", "a", others, says=lambda key: _says(known[key]), resets=("run_a",))], after
 
 
 def _version(name: str, row: Row) -> None:
@@ -129,11 +114,13 @@ def _version(name: str, row: Row) -> None:
     if runs:
         columns = {"run": "Run", "kind": "Kind", "started_at": "Started (UTC)"}
         table(runs, columns, name="Runs on this version", links={"run": "to_run"})
+        lists.cut(len(runs), runs[0]["n"], of="runs on this version")
     else:
         st.caption("No run has worked on it.")
     if deliveries:
         columns = {"received_at": "Received (UTC)", "source": "Sender", "delivery": "Delivery", "dataset": "Dataset"}
         table(deliveries, {**columns, "state": "Became", "detail": "Detail"}, name="Deliveries of this version")
+        lists.cut(len(deliveries), deliveries[0]["n"], of="deliveries of this version")
 
 
 def _differences(before: Row | None, after: Row) -> None:
@@ -157,7 +144,7 @@ def _differences(before: Row | None, after: Row) -> None:
 
 def _bad(row: Row) -> None:
     st.header("Rows that cannot be used", anchor=False)
-    found = queries.rows(BAD, version=row["version"])
+    found = queries.of_version(BAD, version=row["version"], most=REASONS)
     if not found:
         st.caption(f"None of n = {row['records'] + row['bad_rows']:,} rows.")
         return
@@ -165,110 +152,10 @@ def _bad(row: Row) -> None:
     shown = [{**line, "share": percent(line["rows"] / total, 2)} for line in found]
     columns = {"field": "Field", "reason": "Reason", "rows": "Rows", "share": f"of n = {total:,}"}
     table(shown, columns, name="Reasons of rows that cannot be used")
-    every = queries.rows(BAD_ROWS, version=row["version"])
+    lists.cut(len(found), found[0]["n"], of="reasons", first="most frequent")
+    every = queries.of_version(BAD_ROWS, version=row["version"], most=BAD_LISTED)
     with st.expander("Where they stand"):
         columns = {"file": "File", "line": "Line", "field": "Field", "reason": "Reason"}
         table(every, columns, name="Rows that cannot be used")
+        lists.cut(len(every), found[0]["n_rows"], of="rows by file and line, here and in the download", first="first")
         parts.download(every, "bad-rows")
-
-
-def _drift(name: str, before: Row | None, after: Row) -> None:
-    if before is None:
-        return
-    st.header("Drift", anchor=False)
-    field = str((queries.one(FIELD, workload=name) or {}).get("field") or "")
-    rows = max(before["records"], after["records"])
-    pairs = {"Length of the inputs, characters": distributions.lengths(before["version"], after["version"], rows=rows)}
-    if field and before["gold"] != 0 != after["gold"]:  # rows without labels are no drift of labels
-        pairs[f"Gold label, {field}"] = distributions.gold(before["version"], after["version"], field, rows=rows)
-    runs = _runs(name, before, after)
-    if runs:
-        if field:
-            pairs[f"Answered label, {field}"] = distributions.outputs(*runs, field, rows=rows)
-        pairs["Confidence of the cheap answer"] = distributions.confidences(*runs, rows=rows)
-    else:
-        st.caption("Answers are compared once a run has answered the rows of both versions.")
-    _indices(pairs, sampled=rows > SAMPLE)
-    shown = chosen("Distribution", "drift", list(pairs))
-    _drawn(shown, pairs[shown])
-
-
-def _runs(name: str, before: Row, after: Row) -> tuple[str, str] | None:
-    """The runs whose answers are compared."""
-    offered = [queries.rows(ANSWERED, version=row["version"], workload=name) for row in (before, after)]
-    if not all(offered):
-        return None
-    picked: list[str] = []
-    labels = ("Answers before, of run", "Answers after, of run")
-    for column, label, key, runs in zip(st.columns(2), labels, ("run_a", "run_b"), offered, strict=True):
-        known = {str(row["run_id"]): row for row in runs}
-        with column:
-            picked.append(
-                chosen(
-                    label,
-                    key,
-                    list(known),
-                    says=lambda id_, known=known: (
-                        f"{id_[:8]}, {known[id_]['kind']}, {known[id_]['started_at']:%m-%d %H:%M}"
-                    ),
-                )
-            )
-    return picked[0], picked[1]
-
-
-def _indices(pairs: dict[str, Pair], *, sampled: bool) -> None:
-    shown: list[Row] = []
-    for name, pair in pairs.items():
-        found = pair.stability
-        shown.append(
-            {
-                "of": name,
-                "index": found and f"{found.index:.4f}",
-                "by_chance": found and f"{found.by_chance:.4f}",
-                "before": found and found.before,
-                "after": found and found.after,
-                "buckets": found and found.buckets,
-                "says": "cannot be compared" if found is None else "drifted" if found.drifted else "as by chance",
-            }
-        )
-    columns = {
-        "of": "Of",
-        "index": "PSI",
-        "by_chance": "95 % by chance",
-        "before": "n before",
-        "after": "n after",
-        "buckets": "Buckets",
-        "says": "Reading",
-    }
-    table(shown, columns, name="Population stability indices")
-    sample = f" Of more than {SAMPLE:,} rows, about as many are counted, chosen by hash." if sampled else ""
-    st.caption(f"{METHOD}{sample}")
-    parts.download(shown, "drift")
-
-
-def _drawn(name: str, pair: Pair) -> None:
-    sums = sum(before for _, before, _ in pair.buckets), sum(after for _, _, after in pair.buckets)
-    shares: list[Row] = [
-        {"bucket": bucket, "when": when, "share": n / total, "n": n, "order": number}
-        for number, (bucket, before, after) in enumerate(pair.buckets)
-        for when, n, total in (("before", before, sums[0]), ("after", after, sums[1]))
-        if total
-    ]
-    if not shares:
-        st.caption("Neither side has any.")
-        return
-    drawing = (
-        alt.Chart(parts.plotted(shares))
-        .mark_bar()
-        .encode(
-            y=alt.Y("bucket:N", sort=alt.EncodingSortField("order"), title=name),
-            yOffset=alt.YOffset("when:N", sort=["before", "after"]),
-            x=alt.X("share:Q", title="Share of the rows", axis=alt.Axis(format="%")),
-            color=alt.Color("when:N", title="Version", sort=["before", "after"]),
-            tooltip=["bucket:N", "when:N", alt.Tooltip("share:Q", format=".1%"), "n:Q"],
-        )
-    )
-    height = max(160, 34 * len(pair.buckets))
-    says = f"{name}: shares of n = {sums[0]:,} rows before and n = {sums[1]:,} after, in {len(pair.buckets)} buckets."
-    parts.chart(drawing, says, height=height)
-    parts.download(shares, "distribution")

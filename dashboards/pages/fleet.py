@@ -1,6 +1,5 @@
 """Fleet and cost: what the workers did, what waits, and where the money went."""
 
-import shlex
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -9,34 +8,16 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from dashboards import parts, queries
+from dashboards import lists, parts, queries, queue
 from dashboards.calls import LEDGER, added_up, summed, working_s
-from dashboards.parts import chosen, figure, heading, percent, table, usd
+from dashboards.parts import chosen, counted, figure, heading, percent, table, usd
 from dashboards.periods import period, seconds
 from dashboards.queries import Row
 
 NAMES = "SELECT DISTINCT workload FROM runs ORDER BY workload"
 RUNS = """
-SELECT run_id, kind, state, started_at FROM runs
+SELECT run_id, kind, state, started_at, count(*) OVER () AS n FROM runs
 WHERE (:workload = '' OR workload = :workload) ORDER BY started_at DESC LIMIT 100
-"""
-QUEUE = """
-SELECT
-    run_id, left(run_id, 8) AS run, workload, kind, records, records - outcomes - quarantined AS pending, stage, done,
-    total, unit, updated_at, CASE WHEN held THEN 'a process' ELSE 'nobody: lost' END AS holder, held,
-    '/run?run=' || run_id AS to_run
-FROM queue ORDER BY started_at
-"""
-LEASES = """
-SELECT
-    left(run_id, 8) AS run, workload, kind, holder, token, left(work, 12) AS work,
-    extract(EPOCH FROM expires_at - clock_timestamp())::double precision AS left_s
-FROM leases ORDER BY expires_at
-"""
-WAITING = """
-SELECT
-    (SELECT count(*) FROM changes WHERE state = 'waiting') AS changes,
-    (SELECT count(*) FROM notices WHERE state = 'waiting') AS notices
 """
 MEASURES: dict[str, tuple[str, Callable[[Row], Any]]] = {
     "tokens": ("Tokens per second", lambda row: row["prompt"] + row["completion"]),
@@ -54,6 +35,7 @@ WORKERS = {
     "in_flight": "In flight",
     "errors": "Not answered",
     "retries": "Retries",
+    "prompt": "Prompt tokens",
     "prefix_share": "Prefix cache",
 }
 
@@ -69,11 +51,13 @@ def show() -> None:
     with first:
         words, since = period()
     with second:
-        workload = chosen("Workload", "workload", ["", *names], says=lambda name: name or "All workloads")
+        workload = chosen(
+            "Workload", "workload", ["", *names], says=lambda name: name or "All workloads", resets=["run"]
+        )
     with third:
         run = _run(workload)
     found, width = added_up(since=since, workload=workload, run=run)
-    _queue()
+    queue.section()
     if not found:
         parts.empty(f"No call was made or spared in this period ({words.lower()}).", "headrace run support-triage")
         return
@@ -85,7 +69,8 @@ def show() -> None:
 
 
 def _run(workload: str) -> str:
-    known = {str(row["run_id"]): row for row in queries.rows(RUNS, workload=workload)}
+    found = queries.rows(RUNS, workload=workload)
+    known = {str(row["run_id"]): row for row in found}
     asked = st.query_params.get("run", "")
     if asked and asked not in known:
         known[asked] = {}
@@ -96,7 +81,10 @@ def _run(workload: str) -> str:
             return "All runs"
         return f"{run_id[:8]}, {row['kind']}, {row['started_at']:%Y-%m-%d %H:%M}" if row else run_id[:8]
 
-    return chosen("Run", "run", ["", *known], says=says)
+    run = chosen("Run", "run", ["", *known], says=says)
+    if found:
+        lists.cut(len(found), found[0]["n"], of="runs are offered; any other is found by ?run= in the address")
+    return run
 
 
 def _totals(found: list[Row], words: str) -> None:
@@ -104,19 +92,21 @@ def _totals(found: list[Row], words: str) -> None:
     looked = total["answered"] + total["spared"]
     first, second, third, fourth = st.columns(4)
     with first:
-        figure("Paid", usd(total["usd"]), f"{total['calls']:,} calls, {words.lower()}")
+        figure("Paid", usd(total["usd"]), f"at list price, {counted(total['calls'], 'call')}, {words.lower()}")
     with second:
-        figure("Spared by the ledger", usd(total["spared_usd"]), f"{total['spared']:,} calls that were not made")
+        unmade = f"at list price, {counted(total['spared'], 'call')} not made"
+        figure("Spared by the ledger", usd(total["spared_usd"]), unmade)
     with third:
         share = total["spared"] / looked if looked else None
-        figure("Answered by the ledger", percent(share), f"of n = {looked:,} answers")
+        figure("Answered by the ledger", percent(share), f"of n = {counted(looked, 'answer')}")
     with fourth:
         prompt = total["prompt"]
         hits = total["prefix"] / prompt if prompt else None
-        figure("From the servers' prefix cache", percent(hits), f"of n = {prompt:,} prompt tokens that were sent")
+        figure("From the servers' prefix cache", percent(hits), f"of n = {counted(prompt, 'prompt token')} sent")
     st.caption(
-        f"Counts of all calls, not estimates. {total['retries']:,} of {total['calls']:,} calls were second or later "
-        f"tries of their request ({percent(total['retries'] / total['calls'] if total['calls'] else None, 2)})."
+        f"Counts of all calls, not estimates. Second or later tries of their request: {total['retries']:,} of "
+        f"n = {counted(total['calls'], 'call')} "
+        f"({percent(total['retries'] / total['calls'] if total['calls'] else None, 2)})."
     )
 
 
@@ -145,9 +135,10 @@ def _workers(found: list[Row]) -> None:
         return
     table(shown, WORKERS, name="Workers")
     st.caption(
-        "Rates are over the time in which stages of runs used a worker, from the first call's start to the last one's "
-        "end. Rows are answers of the stage generate. In flight is the mean number of calls under way (their seconds "
-        "by that time). Prefix cache: the share of the prompt's tokens that the server had."
+        "Rates are over the time in which stages of runs used a worker, each from its first call's start to its last "
+        "one's end; time in which several did counts once. Rows are answers of the stage generate. In flight is the "
+        "mean number of calls under way (their seconds by that time). Prefix cache: the share of the prompt tokens "
+        "that the server had."
     )
     parts.download(shown, "workers")
 
@@ -184,9 +175,10 @@ def _over_time(found: list[Row], width: int) -> None:
         )
     )
     most = max(points, key=itemgetter("rate"))
-    length = seconds(width)
     parts.chart(
-        drawing, f"{title}, averaged over {length} each; at most {_rate(most['rate'], 1):,} ({most['worker']})."
+        drawing,
+        f"{title}, averaged over {seconds(width)} each, the first and the last of which may be filled in part; at most "
+        f"{_rate(most['rate'], 1):,} ({most['worker']}). n = {counted(sum(row['calls'] for row in made), 'call')}.",
     )
     parts.download(points, "throughput")
 
@@ -201,7 +193,7 @@ def _points(at: list[datetime], width: int) -> list[datetime]:
 
 def _errors(found: list[Row]) -> None:
     st.header("Calls that were not answered", anchor=False)
-    bad = [row for row in found if row["outcome"] != "answered"]
+    bad = [row for row in found if row["outcome"] != "answered" and row["calls"]]
     calls = {row["worker"]: row["calls"] for row in summed(found, worker=itemgetter("worker"))}
     said = {(row["worker"], row["outcome"]): row["detail"] for row in bad if row["detail"]}
     shown: list[Row] = [
@@ -216,67 +208,33 @@ def _errors(found: list[Row]) -> None:
         for row in summed(bad, worker=itemgetter("worker"), outcome=itemgetter("outcome"))
     ]
     if not shown:
-        st.caption("None.")
+        st.caption(f"None of n = {counted(sum(calls.values()), 'call')}.")
         return
     columns = {"worker": "Worker", "outcome": "How it ended", "calls": "Calls", "share": "Share", "of": "of calls"}
     table(shown, {**columns, "detail": "An example of what was said"}, name="Calls that were not answered")
     parts.download(shown, "calls-not-answered")
 
 
-def _queue() -> None:
-    st.header("Queue", anchor=False)
-    found, leases, waits = queries.rows(QUEUE), queries.rows(LEASES), queries.rows(WAITING)[0]
-    pending = sum(int(row["pending"]) for row in found)
-    first, second, third, fourth = st.columns(4)
-    with first:
-        figure("Rows of runs under way", f"{pending:,}", f"without outcome yet, in {len(found):,} runs")
-    with second:
-        figure("Changes waiting", f"{waits['changes']:,}", "for the dispatcher")
-    with third:
-        figure("Notices waiting", f"{waits['notices']:,}", "for an endpoint")
-    with fourth:
-        figure("Leases held", f"{len(leases):,}", "pieces of work that one process does")
-    if found:
-        columns = {
-            "run": "Run",
-            "workload": "Workload",
-            "kind": "Kind",
-            "records": "Rows",
-            "pending": "Pending",
-            "stage": "Stage",
-            "done": "Done",
-            "total": "of",
-            "unit": "Unit",
-            "updated_at": "Last word (UTC)",
-            "holder": "Carried out by",
-        }
-        table(found, columns, name="Runs under way", links={"run": "to_run"})
-        lost = [str(row["run_id"]) for row in found if not row["held"]]
-        if lost:
-            st.caption("A run that nobody carries out is ended by the sweeper, and goes on with:")
-            st.code("\n".join(f"headrace resume {shlex.quote(run)}" for run in lost), language="console")
-    if leases:
-        shown = [{**row, "left": seconds(row["left_s"])} for row in leases]
-        columns = {"run": "Held for", "workload": "Workload", "kind": "Kind", "holder": "Process", "left": "Ends in"}
-        table(shown, columns, name="Leases")
-
-
 def _money(found: list[Row]) -> None:
     st.header("Money", anchor=False)
     days = summed(found, day=_day, tier=itemgetter("tier"), model=itemgetter("model"))
+    days.sort(key=itemgetter("day"), reverse=True)
     paid = [{**row, "who": f"{row['tier']}, {row['model']}"} for row in days]
     drawing = (
         alt.Chart(parts.plotted(paid))
         .mark_bar()
         .encode(
             x=alt.X("day:T", timeUnit="utcyearmonthdate", scale=alt.Scale(type="utc"), title="Day (UTC)"),
-            y=alt.Y("usd:Q", title="USD paid"),
+            y=alt.Y("usd:Q", title="USD paid, list price"),
             color=alt.Color("who:N", title="Tier, model"),
             tooltip=["who:N", alt.Tooltip("usd:Q", format="$.4f"), alt.Tooltip("calls:Q")],
         )
     )
-    total = sum(row["usd"] for row in days)
-    parts.chart(drawing, f"{usd(total)} paid, by day, tier and model.")
+    total, made = sum(row["usd"] for row in days), sum(row["calls"] for row in days)
+    says = (
+        f"{usd(total)} paid for n = {counted(made, 'call')}, by day, tier and model; USD at the workloads' list prices."
+    )
+    parts.chart(drawing, says)
     columns = {"calls": "Calls", "spared": "Spared calls", "paid": "Paid, USD", "saved": "Spared, USD"}
     by_day = {"day": "Day (UTC)", "tier": "Tier", "model": "Model", **columns}
     table(_priced(days), by_day, name="Money by day and model")
@@ -294,5 +252,6 @@ def _day(row: Row) -> str:
 
 def _priced(found: list[Row]) -> list[Row]:
     total: Row = {name: sum(row[name] for row in found) for name in ("calls", "spared", "usd", "spared_usd")}
-    whole: list[Row] = [*found, {next(iter(found[0])): "All", **total}]
+    # The sum comes first: a table shows its first rows only.
+    whole: list[Row] = [{next(iter(found[0])): "All", **total}, *found]
     return [{**row, "paid": usd(row["usd"]), "saved": usd(row["spared_usd"])} for row in whole]

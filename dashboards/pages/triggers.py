@@ -7,14 +7,13 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from dashboards import notices, parts, queries
-from dashboards.parts import chosen, figure, heading, table
+from dashboards import lists, notices, parts, queries, schedules
+from dashboards.parts import chosen, counted, figure, heading, table
 from dashboards.periods import period, seconds
 from dashboards.queries import Row
 
 SHOWN_KEY = 10
 """Characters of a delivery's key that name it; `headrace webhooks replay` finds it by them."""
-NEWEST = 500
 STATES = ("any", "waiting", "started", "joined", "unchanged", "announced", "failed")
 TICKS: dict[str, Any] = {"hour": "utcyearmonthdatehours", "day": "utcyearmonthdate"}
 MEANINGS = {
@@ -30,6 +29,7 @@ BECAME = """
 SELECT
     count(*) AS changes,
     count(*) FILTER (WHERE state = 'started') AS started,
+    count(DISTINCT run_id) FILTER (WHERE state = 'started') AS runs,
     count(*) FILTER (WHERE state = 'joined') AS joined,
     count(*) FILTER (WHERE state = 'unchanged') AS unchanged,
     count(*) FILTER (WHERE state = 'announced') AS announced,
@@ -58,33 +58,28 @@ SELECT date_trunc(:unit, received_at) AS at, state, count(*) AS changes
 FROM changes WHERE received_at >= now() - CAST(:since AS interval) GROUP BY 1, 2 ORDER BY 1, 2
 """
 DELIVERIES = """
-SELECT
     d.received_at, d.source, d.event, left(d.key, :shown) AS delivery, left(d.delivery_id, 16) AS id, c.dataset,
     CASE WHEN c.number IS NULL THEN 'nothing for us' ELSE c.state END AS state,
     c.tries, c.replayed, left(c.dataset_version, 12) AS version, c.run_id, c.run_state, c.detail,
     concat_ws(' ', left(c.run_id, 8), c.run_state) AS run, CASE WHEN c.prefect <> '' THEN 'open' END AS page,
     c.due_at, c.settled_at, CASE WHEN c.run_state IS NOT NULL THEN '/run?run=' || c.run_id END AS to_run, c.prefect,
     d.key, d.delivery_id
+"""
+RECEIVED = """
 FROM deliveries AS d LEFT JOIN changes AS c ON c.delivery_key = d.key
 WHERE d.received_at >= now() - CAST(:since AS interval) AND (:state = 'any' OR c.state = :state)
-ORDER BY d.received_at DESC, d.key, c.number LIMIT :newest
 """
 STARTS = """
-SELECT
     created_at, flow, workload, left(dataset_version, 12) AS version, scope, max_usd, run_id,
     concat_ws(' ', left(run_id, 8), coalesce(run_state, 'not begun')) AS run,
     CASE WHEN run_state IS NOT NULL THEN '/run?run=' || run_id END AS to_run, prefect,
     CASE WHEN prefect <> '' THEN 'open' END AS page, left(key, 17) AS key
-FROM starts WHERE created_at >= now() - CAST(:since AS interval) ORDER BY created_at DESC, key LIMIT :newest
 """
+STARTED = "FROM starts WHERE created_at >= now() - CAST(:since AS interval)"
 POLLS = """
 SELECT p.dataset, p.looked_at, p.seen, extract(EPOCH FROM now() - p.looked_at)::double precision AS ago_s,
     (SELECT count(*) FROM changes AS c WHERE c.dataset = p.dataset AND c.source = 'poll' AND NOT c.replayed) AS found
 FROM polls AS p ORDER BY p.dataset
-"""
-PREFECT = """
-SELECT regexp_replace(links ->> 'prefect', '/runs/flow-run/.*$', '') AS home
-FROM runs WHERE links ->> 'prefect' LIKE 'http%/runs/flow-run/%' ORDER BY started_at DESC LIMIT 1
 """
 
 
@@ -96,7 +91,7 @@ def show() -> None:
     _deliveries(words, since)
     _starts(words, since)
     _polls()
-    _schedules()
+    schedules.section(words, since)
     notices.section(words, since)
 
 
@@ -108,9 +103,10 @@ def _figures(words: str, since: str) -> None:
     first, second, third, fourth = st.columns(4)
     with first:
         nothing = sum(row["nothing"] for row in senders)
-        figure("Deliveries", f"{n:,}", f"{words.lower()}; {nothing:,} of them mean no dataset of ours")
+        figure("Deliveries", f"{n:,}", f"{words.lower()}; {nothing:,} of them for no dataset of ours")
     with second:
-        figure("Runs started", f"{became['started']:,}", f"of {became['changes']:,} changes; {_rest(became)}")
+        of = f"for {became['started']:,} of {counted(became['changes'], 'change')}"
+        figure("Runs started", f"{became['runs']:,}", f"{of}; {_rest(became)}")
     with third:
         oldest = "nothing waits" if not now["waiting"] else f"the oldest for {seconds(now['oldest_s'])}"
         figure("Waiting now", f"{now['waiting']:,}", oldest)
@@ -119,8 +115,9 @@ def _figures(words: str, since: str) -> None:
     if became["settled"]:
         st.caption(
             f"From message to decision: median {seconds(became['median_s'])}, 95th percentile "
-            f"{seconds(became['most_s'])} (n = {became['settled']:,} changes, replays left out); the dispatcher tried "
-            f"again {became['retries']:,} times. Only messages whose sender was verified are kept."
+            f"{seconds(became['most_s'])} (n = {counted(became['settled'], 'change')}, replays left out); the "
+            f"dispatcher tried again {counted(became['retries'], 'time')}. Only messages whose sender was "
+            "verified are kept."
         )
     _over_time(words, since)
     if senders:
@@ -153,14 +150,15 @@ def _over_time(words: str, since: str) -> None:
             tooltip=["state:N", "changes:Q"],
         )
     )
-    total = sum(row["changes"] for row in found)
-    parts.chart(drawing, f"{total:,} changes by {unit} of receipt and by what became of them, {words.lower()}.")
+    total = counted(sum(row["changes"] for row in found), "change")
+    parts.chart(drawing, f"{total} by {unit} of receipt and by what became of them, {words.lower()}.")
 
 
 def _deliveries(words: str, since: str) -> None:
     st.header("Deliveries", anchor=False)
     state = chosen("What became of it", "state", STATES, says=MEANINGS.__getitem__)
-    found = queries.rows(DELIVERIES, since=since, state=state, shown=SHOWN_KEY, newest=NEWEST)
+    order = "d.received_at DESC, d.key, c.number"
+    found, n = lists.newest(DELIVERIES, RECEIVED, order, since=since, state=state, shown=SHOWN_KEY)
     if not found:
         what = "No message" if state == "any" else "No such message"
         parts.empty(f"{what} was received in this period ({words.lower()}).", "headrace webhooks send-test own DATASET")
@@ -179,8 +177,7 @@ def _deliveries(words: str, since: str) -> None:
         "page": "Prefect",
     }
     table(found, columns, name="Deliveries", links={"run": "to_run", "page": "prefect"})
-    if len(found) == NEWEST:
-        st.caption(f"The newest {NEWEST:,} of this period.")
+    lists.cut(len(found), n)
     parts.download(_without(found, "to_run", "run", "page", "delivery", "id"), "deliveries")
     _replay(found)
 
@@ -199,8 +196,8 @@ def _named(known: dict[str, Row]) -> Callable[[str], str]:
 
 
 def _starts(words: str, since: str) -> None:
-    st.header("Runs that were started", anchor=False)
-    found = queries.rows(STARTS, since=since, newest=NEWEST)
+    st.header("Runs that deliveries started", anchor=False)
+    found, n = lists.newest(STARTS, STARTED, "created_at DESC, key", since=since)
     if not found:
         st.caption(f"None, {words.lower()}.")
         return
@@ -214,7 +211,8 @@ def _starts(words: str, since: str) -> None:
         "run": "Run",
         "page": "Prefect",
     }
-    table(found, columns, name="Runs that were started", links={"run": "to_run", "page": "prefect"})
+    table(found, columns, name="Runs that deliveries started", links={"run": "to_run", "page": "prefect"})
+    lists.cut(len(found), n)
     parts.download(_without(found, "to_run", "run", "page"), "starts")
 
 
@@ -237,17 +235,6 @@ def _polls() -> None:
     }
     table(shown, columns, name="Files that are looked at")
     parts.download(found, "polls")
-
-
-def _schedules() -> None:
-    st.header("Schedules", anchor=False)
-    st.caption("Prefect keeps the schedules, and says there when each is next due. This sets up those of a workload:")
-    st.code("headrace deploy WORKLOAD", language="console")
-    home = queries.one(PREFECT)
-    if home:
-        to = f"{home['home']}/deployments"
-        columns = {"page": "Deployments and schedules in Prefect"}
-        table([{"page": to, "to": to}], columns, name="In Prefect", links={"page": "to"})
 
 
 def _without(found: list[Row], *names: str) -> list[Row]:

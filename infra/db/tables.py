@@ -74,7 +74,7 @@ class PromptVersionRow(Base):
 
 
 class RunRow(Base):
-    """A run; its id is the Prefect flow run's."""
+    """A run; its id is the Prefect flow run's. `started_by` is a domain.starts.Starter, where Prefect has said."""
 
     __tablename__ = "runs"
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -92,6 +92,7 @@ class RunRow(Base):
     max_usd: Mapped[float | None] = mapped_column(Float(53))
     max_tokens: Mapped[int | None] = mapped_column(BigInteger)
     cancel_requested: Mapped[bool] = mapped_column(server_default=false())
+    started_by: Mapped[str | None] = mapped_column(String(16))
     started_at: Mapped[datetime] = created()
     ended_at: Mapped[datetime | None]
 

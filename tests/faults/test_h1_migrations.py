@@ -15,7 +15,7 @@ from alembic.config import Config
 from domain.errors import SchemaMismatch
 from infra.db.session import MIGRATIONS, database_url, engine_for, migrate
 from infra.exchange import import_runs
-from tests.integration.recorded_runs import FILE, ROOT
+from tests.integration.recorded_runs import FILE, ROOT, run_of
 
 OLDEST, OF_TOMORROW = "0001", "9999"
 PATIENCE_S = 60.0
@@ -159,6 +159,21 @@ def test_one_step_down_and_up_again_loses_nothing_of_what_is_left(address: str) 
         command.downgrade(_alembic(), "-1")
     migrate()
     assert _version(address) == head
+
+
+def test_of_earlier_runs_those_that_deliveries_started_are_known(address: str) -> None:
+    migrate()
+    delivered, known = run_of("route"), "SELECT id, started_by FROM runs"
+    with psycopg.connect(address, autocommit=True) as db:
+        db.execute("DROP SCHEMA IF EXISTS views CASCADE")
+        command.downgrade(_alembic(), "0006")
+        start = "INSERT INTO starts (key, flow, parameters, run_id) VALUES ('k', 'route-batch', '{}', %s)"
+        db.execute(start, [delivered])
+        migrate()
+        found = dict(db.execute(known).fetchall())
+        db.execute("DELETE FROM starts")
+    assert len(found) > 1
+    assert found == {run_id: "delivery" if run_id == delivered else None for run_id in found}
 
 
 def _headrace(*words: str) -> tuple[int, str]:

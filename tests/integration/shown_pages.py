@@ -30,6 +30,7 @@ class Shown:
 def show(page: str, **address: str) -> Shown:
     """Draw a page with this address; whatever it raises fails the test."""
     queries.rows.clear()  # pages keep answers for a few seconds
+    queries.of_version.clear()
     test = AppTest.from_string(f"from dashboards.pages import {page}; {page}.show()", default_timeout=60)
     for key, value in address.items():
         test.query_params[key] = value

@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, select, update
 
 from domain.bundles import Bundle
 from domain.errors import StoreError
+from domain.starts import Starter
 from domain.workloads import TierName
 from infra import auditing, deployments, retuning
 from infra.db.audit_tables import AuditedRow, AuditRow
@@ -203,6 +204,7 @@ def test_an_alarm_starts_a_tuning_that_waits_for_a_word_and_the_same_rows_do_not
     name, message = ended(started)
     assert name == "Completed", message
     with transaction() as db:
+        assert runs.load_run(db, str(started)).started_by == Starter.AUTOMATION
         summary = runs.load_run(db, str(started)).summary
     assert summary["promoted"] is False
     assert "the certificate is void: audit" in summary["gate"][0]

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import update
 from streamlit.testing.v1 import AppTest
 
-from dashboards import distributions, versions
-from dashboards.queries import rows
+from dashboards import distributions, drifts, versions
+from dashboards.queries import Row, of_version, rows
 from domain.canonical import canonical
 from domain.datasets import BadRow, Record, Split
 from domain.drifts import stability
@@ -35,6 +35,7 @@ BEFORE, AFTER = 300, 320
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> None:
     rows.clear()
+    of_version.clear()
 
 
 def records(name: str, count: int, *, longer: int = 0) -> list[Record]:
@@ -69,12 +70,12 @@ class Read:
     run_after: str
 
 
-def ran(workload: str, version: str, of: Sequence[Record], *, confident: float) -> str:
+def ran(workload: str, version: str, of: Sequence[Record], *, confident: float, kind: str = "optimize") -> str:
     """A completed run on a version that answers `card` to all, with confidences around one."""
     run_id = str(uuid.uuid4())
     spec = {"decisive": "topic"}
     with transaction() as db:
-        runs.open_run(db, run_id, kind="optimize", workload=workload, workload_hash="0" * 64, spec=spec, meters={})
+        runs.open_run(db, run_id, kind=kind, workload=workload, workload_hash="0" * 64, spec=spec, meters={})
     take_version(run_id, version, (Split.CALIBRATION, Split.TEST))
     said = {"topic": "card"}
     spread = {r.key: confident + 0.1 * math.sin(n) for n, r in enumerate(of)}
@@ -219,10 +220,15 @@ def test_a_run_without_data_says_what_to_do() -> None:
 
 
 def test_labels_of_another_kind_than_text_are_counted(read: Read) -> None:
+    kept = distributions.gold(read.before, read.after, "topic", rows=AFTER)
     with transaction() as db:
         mine = update(RecordRow).where(RecordRow.dataset_version == read.before, RecordRow.line <= 3)
         db.execute(mine.values(gold={"topic": None, "n": 5}))
     try:
+        rows.clear()
+        # No version changes but by a test like this one: what was counted once is not counted again.
+        assert distributions.gold(read.before, read.after, "topic", rows=AFTER) == kept
+        of_version.clear()
         pair = distributions.gold(read.before, read.after, "topic", rows=AFTER)
         assert ("–", 3, 0) in pair.buckets
         page = shown(workload=read.workload, drift="Gold label, topic")
@@ -232,3 +238,61 @@ def test_labels_of_another_kind_than_text_are_counted(read: Read) -> None:
             for row in records(read.workload, 3):
                 kept = update(RecordRow).where(RecordRow.dataset_version == read.before, RecordRow.key == row.key)
                 db.execute(kept.values(gold=row.gold))
+
+
+def run(kind: str, bundle: str | None, *, state: str = "completed", id_: str = "") -> Row:
+    """A run as the page offers it."""
+    return {"run_id": id_ or uuid.uuid4().hex, "kind": kind, "bundle_hash": bundle, "state": state}
+
+
+def test_the_runs_that_are_compared_differ_in_no_more_than_the_data_if_there_are_such() -> None:
+    tuned, routed, newer = run("optimize", "a" * 64), run("route", "a" * 64), run("route", "b" * 64)
+    broken = run("route", "b" * 64, state="failed")
+    assert drifts.alike([tuned, routed], [newer]) == (routed, newer)
+    assert drifts.alike([tuned, newer, routed], [run("optimize", "c" * 64), routed]) == (routed, routed)
+    assert drifts.alike([routed, broken], [newer]) == (routed, newer)
+    assert drifts.alike([tuned], [newer]) == (tuned, newer)
+
+
+def test_what_else_than_the_data_differs_is_said() -> None:
+    tuned, routed = run("optimize", "a" * 64), run("route", "a" * 64)
+    assert drifts.apart(tuned, routed).startswith("These runs are of different kinds (optimize and route): ")
+    told = drifts.apart(routed, run("route", "b" * 64))
+    assert told.startswith("These runs used different bundles (aaaaaaaa and bbbbbbbb): ")
+    assert drifts.apart(routed, run("route", None)).startswith("These runs are not known to have used one bundle (")
+    assert drifts.apart(routed, run("route", "a" * 64)) == ""
+
+
+def test_a_newer_run_of_another_kind_is_not_compared_by_itself() -> None:
+    workload = f"kinds-{uuid.uuid4().hex[:8]}"
+    first, second = records(workload, 40), records(workload, 50)
+    before, after = (store_snapshot(of, uri=workload)[0] for of in (first, second))
+    ids = [ran(workload, before, first, confident=0.5, kind="route")]
+    ids.append(ran(workload, after, second, confident=0.5, kind="route"))
+    newest = ran(workload, after, second, confident=0.5)
+    with transaction() as db:
+        for each in ids:
+            runs.change_run(db, each, bundle_hash="a" * 64)
+    page = shown(workload=workload, b=after)
+    assert [page.query_params[key] for key in ("run_a", "run_b")] == ids
+    assert not [each.value for each in page.caption if drifts.NOT_ALL in each.value]
+    told = [
+        each.value for each in shown(workload=workload, b=after, run_b=newest).caption if drifts.NOT_ALL in each.value
+    ]
+    assert told == [f"These runs are of different kinds (route and optimize): {drifts.NOT_ALL}"]
+
+
+def test_lists_that_are_cut_say_of_how_many() -> None:
+    workload, of = f"cut-{uuid.uuid4().hex[:8]}", records("cut", 3)
+    broken = [BadRow(Place("rows.jsonl", n), f"reason {n % 201}", "") for n in range(5001)]
+    before, _ = store_snapshot(of[:2], uri=workload)
+    after, _ = store_snapshot([*of, *broken], uri=workload)
+    ran(workload, before, of[:2], confident=0.5)
+    for _ in range(drifts.OFFERED + 1):
+        ran(workload, after, of, confident=0.5)
+    said = [each.value for each in shown(workload=workload, b=after).caption if each.value.startswith("The ")]
+    assert said == [
+        "The most frequent 200 of n = 201 reasons.",
+        "The first 5,000 of n = 5,001 rows by file and line, here and in the download.",
+        "The newest 50 of n = 51 runs with answers to this version are offered.",
+    ]

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from streamlit.testing.v1 import AppTest
 
 from dashboards.calls import POINTS, added_up, point_s, summed, working_s
-from dashboards.parts import usd
+from dashboards.parts import SHOWN, usd
 from dashboards.queries import rows
 from domain.datasets import Record, Split
 from domain.errors import Place
@@ -102,17 +102,17 @@ def test_sums_are_those_of_the_ledger() -> None:
     with transaction() as db:
         spent = [line for run_id in ids for line in calls.spending(db, run_id)]
     told, made = figures(page), sum(line.calls for line in spent)
-    assert told["Paid"] == (usd(sum(line.usd for line in spent)), f"{made} calls, the last 7 days")
+    assert told["Paid"] == (usd(sum(line.usd for line in spent)), f"at list price, {made} calls, the last 7 days")
     assert told["Spared by the ledger"] == (
         usd(sum(line.spared_usd for line in spent)),
-        f"{sum(line.cached for line in spent)} calls that were not made",
+        f"at list price, {sum(line.cached for line in spent)} calls not made",
     )
     # 9 answers were paid for in all, 5 spared.
     assert told["Answered by the ledger"] == ("35.7 %", "of n = 14 answers")
     prompt, prefix = (sum(getattr(line.usage, kind) for line in spent) for kind in ("prompt", "cached"))
     hits = told["From the servers&#x27; prefix cache"]
-    assert hits == (f"{100 * prefix / prompt:.1f} %", f"of n = {prompt:,} prompt tokens that were sent")
-    assert any("1 of 10 calls were second or later tries" in caption.value for caption in page.caption)
+    assert hits == (f"{100 * prefix / prompt:.1f} %", f"of n = {prompt:,} prompt tokens sent")
+    assert any("tries of their request: 1 of n = 10 calls (10.00 %)" in caption.value for caption in page.caption)
     by_tier = {(line.tier, line.stage): line.usd for line in spent if line.calls}
     assert by_tier["cheap", "generate"] == pytest.approx(0.021 + 0.007)
     html = html_of(page)
@@ -125,7 +125,7 @@ def test_one_run_only() -> None:
     workload = uuid.uuid4().hex
     ran(workload, MIXED)
     one = ran(workload, [attempt(1)])
-    assert figures(shown(workload=workload, run=one))["Paid"] == ("$0.0020", "1 calls, the last 7 days")
+    assert figures(shown(workload=workload, run=one))["Paid"] == ("$0.0020", "at list price, 1 call, the last 7 days")
 
 
 def test_all_workloads_are_all_attempts() -> None:
@@ -149,8 +149,8 @@ def test_what_was_before_the_period_is_left_out() -> None:
         db.execute(update(RunRow).where(RunRow.id == run_id).values(started_at=long_ago))
         old = str(db.scalar(select(AttemptRow.attempt_id).where(AttemptRow.run_id == run_id).limit(1)))
         db.execute(update(AttemptRow).where(AttemptRow.attempt_id == old).values(at=long_ago))
-    assert figures(shown(workload=workload))["Paid"][1] == "2 calls, the last 7 days"
-    assert figures(shown(workload=workload, period="month"))["Paid"][1] == "3 calls, the last 30 days"
+    assert figures(shown(workload=workload))["Paid"][1] == "at list price, 2 calls, the last 7 days"
+    assert figures(shown(workload=workload, period="month"))["Paid"][1] == "at list price, 3 calls, the last 30 days"
 
 
 def test_rates_are_over_the_time_in_which_a_worker_was_used() -> None:
@@ -216,3 +216,61 @@ def test_a_point_in_time_is_as_wide_as_it_must_be(length: timedelta, width: int)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     assert point_s(start, start + length) == width
     assert width == 86_400 or length.total_seconds() / width <= POINTS
+
+
+def test_time_in_which_several_stages_used_a_worker_counts_once() -> None:
+    start = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+    def used(run_id: str, first_s: float, last_s: float) -> dict[str, Any]:
+        first, last = (start + timedelta(seconds=each) for each in (first_s, last_s))
+        return {"run_id": run_id, "stage": "generate", "first": first, "last": last}
+
+    assert working_s([used("a", 0, 10), used("b", 5, 12), used("c", 6, 7), used("d", 20, 21)]) == 13
+    assert working_s([used("a", 0, 4), used("a", 8, 10)]) == 10  # one stage: also the time between its calls
+    assert working_s([]) == 0
+
+
+def test_the_sum_of_the_money_is_seen_however_many_days_there_are() -> None:
+    workload, days = uuid.uuid4().hex, SHOWN + 1
+    run_id = ran(workload, [attempt(0) for _ in range(days)])
+    with transaction() as db:
+        db.execute(update(RunRow).where(RunRow.id == run_id).values(started_at=func.now() - timedelta(days=days)))
+        for n, each in enumerate(db.scalars(select(AttemptRow.attempt_id).where(AttemptRow.run_id == run_id)).all()):
+            at = func.now() - timedelta(days=n)
+            db.execute(update(AttemptRow).where(AttemptRow.attempt_id == each).values(at=at))
+    html = html_of(shown(workload=workload, period="all"))
+    money = html.split('aria-label="Money by day and model"')[1].split("</table>")[0]
+    assert f"the first {SHOWN} of {days + 1}" in money
+    (total, newest) = money.split("<tr>")[2:4]
+    assert ">All<" in total
+    assert f">{usd(0.001 * days)}<" in total
+    assert f">{datetime.now(UTC):%Y-%m-%d}<" in newest
+
+
+def test_look_ups_of_an_imported_run_that_say_that_they_were_not_answered_are_no_calls() -> None:
+    workload = uuid.uuid4().hex
+    ran(workload, [attempt(0), attempt(1, cached=True, outcome=THROTTLED)])
+    assert "None of n = 1 call." in [caption.value for caption in shown(workload=workload).caption]
+
+
+def test_what_the_selection_does_not_show_is_said() -> None:
+    workload = uuid.uuid4().hex
+    for _ in range(101):
+        ran(workload, [])
+    ran(workload, [attempt(0)])
+    page = shown(workload=workload)
+    said = [caption.value for caption in page.caption]
+    assert any(each.startswith("The newest 100 of n = 102 runs are offered") for each in said)
+    assert any(each.startswith("As it is now, of all workloads and runs") for each in said)
+    assert "None of n = 1 call." in said
+
+
+def test_a_run_of_another_workload_is_not_asked_for_any_more_once_the_workload_is_chosen() -> None:
+    one, other = sorted(uuid.uuid4().hex for _ in range(2))
+    run_id = ran(one, [attempt(0)])
+    ran(other, [attempt(1)])
+    page = shown(workload=one, run=run_id)
+    (chooser,) = [box for box in page.selectbox if box.label == "Workload"]
+    page = chooser.set_value(other).run()
+    assert page.query_params.get("run", "") == ""
+    assert figures(page)["Paid"][0] == "$0.0020"

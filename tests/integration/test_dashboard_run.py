@@ -6,7 +6,7 @@ import uuid
 import numpy as np
 import pytest
 
-from dashboards import queries
+from dashboards import lists, queries
 from dashboards.pages import run as page
 from dashboards.pages import triggers
 from dashboards.run_calls import split_cost
@@ -203,7 +203,7 @@ def test_an_address_of_no_run_is_told_and_what_has_not_begun_leads_nowhere() -> 
         for number, run_id in enumerate((begun, absent)):
             changes.reserve(db, f"{run_id}-{number}", flow="route-batch", parameters={"workload": "w"})
             changes.note_start(db, f"{run_id}-{number}", run_id)
-    found = queries.rows(triggers.STARTS, since="1 day", newest=500)
+    found, _ = lists.newest(triggers.STARTS, triggers.STARTED, "created_at DESC", since="1 day")
     links = {row["run_id"]: row["to_run"] for row in found}
     assert (links[begun], links[absent]) == (f"/run?run={begun}", None)
 

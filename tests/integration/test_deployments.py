@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from sqlalchemy import text
 
+from domain.starts import Starter
 from infra import deploying, deployments
 from infra.db.session import transaction
 from infra.db.store import runs
@@ -117,6 +118,7 @@ def test_after_an_outage_the_newest_of_the_missed_runs_starts_and_the_others_do_
         assert str(newest.id) in run.state.message
     with transaction() as db:
         assert [runs.is_known(db, str(run.id)) for run in caught_up] == [False] * len(missed) + [True]
+        assert runs.load_run(db, str(newest.id)).started_by == Starter.SCHEDULE
     asked = diagnosed(str(newest.id))
     assert asked.rows.pending == 0
 

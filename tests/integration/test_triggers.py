@@ -25,6 +25,7 @@ from sqlalchemy import func, select
 from domain.canonical import digest
 from domain.datasets import Split, split_of
 from domain.errors import KeyReused
+from domain.starts import Starter
 from domain.triggers import Scheme
 from domain.workloads import Scope, Splits, TierName
 from infra import deployments, dispatching
@@ -168,7 +169,8 @@ def test_a_run_that_is_there_for_changes_ends_at_once_without_any(watched: Watch
         name, message = ended(run_id)
         assert name == "Unchanged", message
         assert "nothing has changed since run" in message
-        assert record(str(run_id)).state == "unchanged"
+        run = record(str(run_id))
+        assert (run.state, run.started_by) == ("unchanged", Starter.PERSON)
     assert watched.calls() == before
 
 
@@ -191,7 +193,8 @@ def test_changed_incoming_rows_are_the_only_ones_that_are_routed_anew(watched: W
     before = watched.calls()
     found = watched.hear("arriving")
     assert ended(UUID(found.run_id))[0] == "Completed"
-    assert record(found.run_id).kind == "route"
+    run = record(found.run_id)
+    assert (run.kind, run.started_by) == ("route", Starter.DELIVERY)
     assert 4 <= watched.calls() - before <= 8
 
 

@@ -124,3 +124,8 @@ def reserve(db: Session, key: str, *, flow: str, parameters: Json) -> str | None
 def note_start(db: Session, key: str, run_id: str) -> None:
     """Write down which run a key has started."""
     db.execute(update(StartRow).where(StartRow.key == key).values(run_id=run_id))
+
+
+def is_reserved(db: Session, key: str) -> bool:
+    """Whether an idempotency key was taken for a start, that is by the dispatcher."""
+    return db.get(StartRow, key) is not None

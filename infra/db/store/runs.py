@@ -50,6 +50,7 @@ class RunRecord:
     summary: Json
     max_usd: float | None
     max_tokens: int | None
+    started_by: str | None
     started_at: datetime
     ended_at: datetime | None
 
@@ -193,6 +194,7 @@ def _record(row: RunRow, held: bool) -> RunRecord:
         summary=row.summary,
         max_usd=row.max_usd,
         max_tokens=row.max_tokens,
+        started_by=row.started_by,
         started_at=row.started_at,
         ended_at=row.ended_at,
     )

@@ -16,6 +16,7 @@ SELECT
     r.bundle_hash,
     r.started_at,
     r.ended_at,
+    r.started_by,
     extract(EPOCH FROM coalesce(r.ended_at, now()) - r.started_at)::double precision AS seconds,
     r.links,
     r.summary
