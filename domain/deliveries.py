@@ -185,10 +185,14 @@ def _huggingface(_event: str, payload: Json) -> Said:
     return Said(scope, tuple(News(repository=repository, ref=ref) for ref in dict.fromkeys(refs)))
 
 
+MOVED = frozenset({"post-commit", "post-merge", "post-revert", "post-cherry-pick"})
+"""What lakeFS says once a branch has other content."""
+
+
 def _lakefs(_event: str, payload: Json) -> Said:
     event, repository = _word(payload.get("event_type")), _text(payload, "repository_id")
     branch = _text(payload, "branch_id")
-    if event not in ("post-commit", "post-merge") or repository is None or branch is None:
+    if event not in MOVED or repository is None or branch is None:
         return Said(event)
     return Said(event, (News(repository=repository, ref=branch),))
 

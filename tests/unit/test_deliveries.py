@@ -153,11 +153,17 @@ def test_a_dataset_of_the_hub(payload: Json, selector: Json, expected: bool) -> 
     assert meant(Scheme.HUGGINGFACE, payload, selector) is expected
 
 
-@pytest.mark.parametrize("event", ["pre-commit", "pre-merge", "post-create-tag", "", None, 7])
+@pytest.mark.parametrize("event", ["pre-commit", "pre-merge", "pre-revert", "post-create-tag", "", None, 7])
 def test_of_lakefs_only_what_has_happened_counts(event: object) -> None:
     payload = {"event_type": event, "repository_id": "r", "branch_id": "main"}
     assert not meant(Scheme.LAKEFS, payload, {})
-    assert meant(Scheme.LAKEFS, {**payload, "event_type": "post-merge"}, {"repository": "r", "ref": "main"})
+
+
+@pytest.mark.parametrize("event", ["post-commit", "post-merge", "post-revert", "post-cherry-pick"])
+def test_a_branch_of_lakefs_has_other_content(event: str) -> None:
+    payload = {"event_type": event, "repository_id": "r", "branch_id": "main"}
+    assert meant(Scheme.LAKEFS, payload, {"repository": "r", "ref": "main"})
+    assert not meant(Scheme.LAKEFS, payload, {"repository": "r", "ref": "other"})
 
 
 def test_objects_made_and_removed_by_decoded_key() -> None:
