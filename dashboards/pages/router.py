@@ -12,6 +12,7 @@ from dashboards.frontiers import Frontier
 from dashboards.parts import chosen, download, empty, heading, table, workload
 from dashboards.queries import Row
 from domain.certificates import FIRST_USE, Certificate, Use
+from domain.intervals import auroc_interval
 from domain.prompts import PromptVersion
 from domain.routers import MEANINGS, Routing
 from domain.thresholds import tuning_share
@@ -53,7 +54,7 @@ def show() -> None:
         frontier_figures.figures(found, point, certified=found.certified(place))
         _command(found, run, place, deployed)
         frontier_figures.reliability(found, signal)
-    _signals(run)
+    _signals(run, float((found.pairs.cheap >= 1).mean()) if found and len(found.pairs.cheap) else 0.0)
 
 
 def _named(row: Row) -> str:
@@ -221,19 +222,21 @@ def found_signal(found: Frontier) -> str:
     return found.tuned.verdict.signal or SignalName.MARGIN.value
 
 
-def _signals(run: Row) -> None:
+def _signals(run: Row, right: float) -> None:
+    """`right` is the share of right answers among the cheap tier's to the calibration rows."""
     st.header("Signals compared", anchor=False)
+    n = run["verdict"]["n"]
     lines: list[Row] = [
         {
             "signal": name,
             "declared": name in run["declared"],
-            "auroc": told["auroc"],
+            **_area(told["auroc"], round(right * n), n),
             "aurc": told["aurc"],
             "own": 1000 * told["usd_per_row"],
             "certified": told.get("certified"),
             "p": told.get("p_value"),
             "usd": None if told.get("usd") is None else 1000 * told["usd"],
-            "n": run["verdict"]["n"],
+            "n": n,
         }
         for name, told in sorted(_told(run).items())
     ]
@@ -243,7 +246,7 @@ def _signals(run: Row) -> None:
     columns = {
         "signal": "Signal",
         "declared": "Declared",
-        "auroc": "AUROC",
+        "area": "AUROC [95 %]",
         "aurc": "AURC",
         "own": "USD / 1,000 rows of its own",
         "certified": "Certified",
@@ -256,4 +259,12 @@ def _signals(run: Row) -> None:
         "On the calibration rows. AUROC: how well it tells right cheap answers from wrong ones, 0.5 is a coin, 1 is "
         "perfect. AURC: area under the risk-coverage curve, less is better."
     )
-    download(lines, "signals")
+    download([{key: value for key, value in line.items() if key != "area"} for line in lines], "signals")
+
+
+def _area(auroc: float | None, right: int, n: int) -> Row:
+    """An AUROC of n rows with its interval, as people read it and as numbers."""
+    if auroc is None or not 0 < right < n:
+        return {"area": "one class only", "auroc": auroc, "auroc_low": None, "auroc_high": None}
+    low, high = auroc_interval(auroc, right, n - right)
+    return {"area": f"{auroc:.3f} [{low:.3f}, {high:.3f}]", "auroc": auroc, "auroc_low": low, "auroc_high": high}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from domain.certificates import Bound, Certificate, NotCertified, PairedRows, cheapest, promise, tune, tune_signals
-from domain.confidences import FloatArray
-from domain.intervals import gap_interval, mean_interval
+from domain.confidences import FloatArray, auroc
+from domain.intervals import auroc_interval, gap_interval, mean_interval
 from domain.losses import BERNSTEIN, BETTING_ROWS, EXACT
 from domain.shortfalls import least_rows
 from domain.thresholds import HIGHEST, fixed_sequence, grid_of, signal_level, tuning_share
@@ -214,3 +214,24 @@ def test_nothing_that_differs_still_leaves_a_width() -> None:
     assert low < -0.01 < 0.01 < high
     assert gap_interval(0.0, 0.0, 0) == (-1.0, 1.0)
     assert mean_interval(1.0, 1.0, 1) is None
+
+
+@pytest.mark.parametrize(("right", "wrong", "apart"), [(20, 20, 0.0), (60, 10, 0.5), (200, 100, 1.5)])
+def test_an_interval_of_an_auroc_holds_the_true_one_as_often_as_it_says(right: int, wrong: int, apart: float) -> None:
+    generator, true = np.random.default_rng(1), float(stats.norm.cdf(apart / math.sqrt(2)))
+    is_right = np.arange(right + wrong) < right
+    held = 0
+    for _ in range(500):
+        seen = auroc(generator.normal(0, 1, right + wrong) + apart * is_right, is_right)
+        assert seen is not None
+        low, high = auroc_interval(seen, right, wrong)
+        assert 0 <= low <= seen <= high <= 1
+        held += low <= true <= high
+    assert 0.92 <= held / 500 <= 0.99
+
+
+def test_an_auroc_of_few_rows_is_never_certain() -> None:
+    low, high = auroc_interval(1.0, 10, 5)
+    assert (0.6 < low < 0.8, high) == (True, 1.0)
+    assert auroc_interval(0.0, 5, 10) == pytest.approx((0.0, 1 - low))
+    assert auroc_interval(1.0, 1000, 500)[0] > low
