@@ -220,14 +220,15 @@ def _page(pair: Pair, kind: str, move: str, number: int, total: int, *, rules: t
 
 def _flip(row: Row) -> str:
     place = f"{row['file']}, line {row['line']}" if row["line"] is not None else str(row["file"])
-    title = f"Row {row['record_id'][:200]}: {row['kind']}"
+    # Text that runs from right to left, or says that what follows does, is kept to itself.
+    title = f"Row <bdi>{html.escape(row['record_id'][:200])}</bdi>: {html.escape(row['kind'])}"
     inputs = texts.block(row["inputs"], name=f"Input of row {row['record_id'][:80]}")
     if row["inputs_b"] != row["inputs"]:
         inputs += "<p>Input in B:</p>" + texts.block(row["inputs_b"], name=f"Input in B of row {row['record_id'][:80]}")
     gold = f"<p>Gold: <b>{html.escape(texts.shown(row['gold'])[:500])}</b></p>" if row["gold"] else ""
     return (
-        f'<div class="hr-row"><h3>{html.escape(title)}</h3>'
-        f'<p class="aside">{html.escape(place)} · {html.escape(row["split"])} · '
+        f'<div class="hr-row"><h3>{title}</h3>'
+        f'<p class="aside"><bdi>{html.escape(place)}</bdi> · {html.escape(row["split"])} · '
         f"put down to: {html.escape(row['parts'])}</p>{inputs}{gold}"
         f'<div class="hr-sides">{_end(row, "a")}{_end(row, "b")}</div></div>'
     )
@@ -236,7 +237,7 @@ def _flip(row: Row) -> str:
 def _end(row: Row, side: str) -> str:
     tier, confidence, quality = row[f"tier_{side}"], row[f"confidence_{side}"], row[f"quality_{side}"]
     if tier is None:
-        body = f"<p>quarantined: {html.escape(str(row[f'reason_{side}'])[:500])}</p>"
+        body = f"<p>quarantined: <bdi>{html.escape(str(row[f'reason_{side}'])[:500])}</bdi></p>"
         return f"<div><p><b>{side.upper()}</b></p>{body}</div>"
     facts = [
         f"{tier} tier",

@@ -157,7 +157,7 @@ def _drawn(name: str, pair: Pair) -> None:
             tooltip=["bucket:N", "when:N", alt.Tooltip("share:Q", format=".1%"), "n:Q"],
         )
     )
-    height = max(160, 34 * len(pair.buckets))
+    height = 130 + 34 * len(pair.buckets)  # legend and axis take the first of it
     says = f"{name}: shares of n = {sums[0]:,} rows before and n = {sums[1]:,} after, in {len(pair.buckets)} buckets."
     parts.chart(drawing, says, height=height)
     parts.download(shares, "distribution")

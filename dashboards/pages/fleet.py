@@ -88,6 +88,7 @@ def _run(workload: str) -> str:
 
 
 def _totals(found: list[Row], words: str) -> None:
+    st.header("Calls", anchor=False)
     (total,) = summed(found)
     looked = total["answered"] + total["spared"]
     first, second, third, fourth = st.columns(4)

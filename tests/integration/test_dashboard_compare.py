@@ -108,7 +108,7 @@ def test_flipped_rows_stand_side_by_side_with_what_they_are_put_down_to(other: s
     rows = [part for part in "".join(shown.blocks).split('<div class="hr-row">')[1:] if ": broken<" in part]
     assert len(rows) == min(10, len(broken))
     for part in rows:
-        name = next(name for name in broken if f"Row {name}: broken" in part)
+        name = next(name for name in broken if f"Row <bdi>{name}</bdi>: broken" in part)
         assert f"put down to: {' + '.join(broken[name].parts)}" in part
     assert not any("<script" in block or "<img" in block for block in shown.blocks)
     lost = show("compare", workload=RECORDED["workload"], a=OPTIMIZE, b=other, tiers="lost").words
