@@ -36,6 +36,19 @@ WHERE r.workload = :workload AND EXISTS (SELECT 1 FROM row_scores AS s WHERE s.r
 ORDER BY r.started_at DESC LIMIT {MOST_RUNS}
 """  # noqa: S608
 
+_KINDS = [name for name in SLICES if name != "split"]
+_NAMES = ", ".join(SLICES)
+_SETS = ", ".join([*(f"({name})" for name in SLICES), *(f"(split, {name})" for name in _KINDS)])
+OF_SLICES = f"""
+SELECT * FROM (
+    SELECT {", ".join(f"{name}, grouping({name}) AS not_{name}" for name in SLICES)},
+        count(*) AS rows, sum(value) AS total, sum(value * value) AS squares, bool_and(value IN (0, 1)) AS binary,
+        row_number() OVER (kind ORDER BY count(*) DESC, {_NAMES}) AS place, count(*) OVER kind AS of_slices,
+        (sum(count(*)) OVER kind)::bigint AS of_rows
+    FROM final_scores WHERE run_id = :run AND record_key < :below GROUP BY GROUPING SETS ({_SETS})
+    WINDOW kind AS (PARTITION BY grouping({_NAMES}), CASE WHEN grouping({", ".join(_KINDS)}) < 7 THEN split END)
+) AS s WHERE place <= {MOST_SLICES} ORDER BY place"""  # noqa: S608
+
 
 def scored_runs(workload: str) -> list[Row]:
     """The runs of a workload that have scores, newest first, at most MOST_RUNS."""
@@ -80,20 +93,9 @@ def slices(run: str, share: float) -> dict[tuple[str, str], Sliced]:
 
     Splits themselves are slices of ALL.
     """
-    names, kinds = ", ".join(SLICES), [name for name in SLICES if name != "split"]
-    sets = ", ".join([*(f"({name})" for name in SLICES), *(f"(split, {name})" for name in kinds)])
-    query = f"""
-    SELECT * FROM (
-        SELECT {", ".join(f"{name}, grouping({name}) AS not_{name}" for name in SLICES)},
-            count(*) AS rows, sum(value) AS total, sum(value * value) AS squares, bool_and(value IN (0, 1)) AS binary,
-            row_number() OVER (kind ORDER BY count(*) DESC, {names}) AS place, count(*) OVER kind AS of_slices,
-            (sum(count(*)) OVER kind)::bigint AS of_rows
-        FROM final_scores WHERE run_id = :run AND record_key < :below GROUP BY GROUPING SETS ({sets})
-        WINDOW kind AS (PARTITION BY grouping({names}), CASE WHEN grouping({", ".join(kinds)}) < 7 THEN split END)
-    ) AS s WHERE place <= {MOST_SLICES} ORDER BY place"""  # noqa: S608
     found: dict[tuple[str, str], Sliced] = {}
-    for row in queries.rows(query, run=run, below=below(share)):
-        kind = next((name for name in kinds if not row[f"not_{name}"]), "split")
+    for row in queries.rows(OF_SLICES, run=run, below=below(share)):
+        kind = next((name for name in _KINDS if not row[f"not_{name}"]), "split")
         of = ALL if kind == "split" or row["not_split"] else str(row["split"])
         label = _UNNAMED.get(kind, "no label") if row[kind] is None else str(row[kind])
         part = found.setdefault((of, kind), Sliced([], row["of_slices"], row["of_rows"]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score  # pyright: ignore[reportUnknownVariableType]
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, text
 
 from dashboards import qualities
 from domain.scores import estimate
@@ -255,3 +255,18 @@ def test_a_workload_without_scores_says_what_to_run(ledger: str) -> None:
     words = show("quality", workload=name).words
     assert "No run of this workload has scores" in words
     assert f"headrace run {name}" in words
+
+
+def test_slices_look_at_no_other_run(judged: str) -> None:
+    with transaction() as db:
+        db.execute(text("SET LOCAL enable_seqscan = off; SET LOCAL search_path = views"))
+        plan = db.scalar(text(f"EXPLAIN (FORMAT JSON) {qualities.OF_SLICES}"), {"run": judged, "below": "g"})
+    looked = [node for node in _nodes(plan[0]["Plan"]) if node.get("Relation Name") in {"outcomes", "quarantined"}]
+    assert {node["Relation Name"] for node in looked} == {"outcomes", "quarantined"}
+    assert [node for node in looked if "run_id" not in node.get("Index Cond", "")] == []
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for part in node.get("Plans", []):
+        yield from _nodes(part)
