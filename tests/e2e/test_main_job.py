@@ -17,10 +17,11 @@ from tests.conftest import OTHERS_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "support_triage"
-SLICE = 90
+SLICE = 48
 
-# The first test waits for the weights to be converted, the stack to come up and the whole job to be done.
-pytestmark = pytest.mark.timeout(1800)
+# The first test waits for the weights to be converted, the stack to come up and the whole job to be done: up to half an
+# hour on a processor without AVX-512 that other tests share.
+pytestmark = pytest.mark.timeout(3600)
 
 
 class Machine:
@@ -69,7 +70,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Generator[Machine]:
     workload = shutil.copytree(EXAMPLE, folder / "triage")
     file = workload / "workload.yaml"
     text = re.sub(r"candidates: \d+", "candidates: 1", file.read_text())
-    text = re.sub(r"validation_rows: \d+", "validation_rows: 6", text)
+    text = re.sub(r"validation_rows: \d+", "validation_rows: 4", text)
     file.write_text(re.sub(r"max_demos: \d+", "max_demos: 2", text))
     machine = Machine(folder / "home", workload)
     try:
