@@ -52,7 +52,7 @@ def prefect_service(settings: Settings, ports: Ports) -> Service:
         url=url,
         health=f"{url}/api/health",
         needs=NEEDS["prefect"],
-        start_timeout_s=240,
+        start_timeout_s=600,
     )
 
 
@@ -77,7 +77,7 @@ def mlflow_service(settings: Settings, ports: Ports) -> Service:
         url=url,
         health=f"{url}/health",
         needs=NEEDS["mlflow"],
-        start_timeout_s=240,
+        start_timeout_s=600,
     )
 
 
@@ -116,7 +116,7 @@ def phoenix_service(settings: Settings, ports: Ports) -> Service:
         url=url,
         health=f"{url}/readyz",
         needs=NEEDS["phoenix"],
-        start_timeout_s=240,
+        start_timeout_s=600,
     )
 
 

@@ -17,7 +17,7 @@ from tests.conftest import OTHERS_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "support_triage"
-SLICE = 48
+SLICE = 36
 
 # The first test waits for the weights to be converted, the stack to come up and the whole job to be done: up to half an
 # hour on a processor without AVX-512 that other tests share.
