@@ -114,9 +114,12 @@ def cancelled_in_time(
     """Click Cancel: the calls stop, the run ends as Cancelled in time and keeps what it has; returns the figures."""
     before, kept = asked(workload), paid(run_id, Stage.GENERATE)
     pages.cancel()
-    if once_clicked is not None:
-        once_clicked()
     clicked, ended_s, counted = time.monotonic(), None, before
+    if once_clicked is not None:
+        while not deployments.state_of(run_id)[0].startswith("Cancel"):  # a click is a request that takes its time
+            assert time.monotonic() - clicked < CANCELLED_S
+            pages.page.wait_for_timeout(50)
+        once_clicked()
     while (waited_s := time.monotonic() - clicked) < CANCELLED_S and (ended_s is None or waited_s < STOPS_S):
         if waited_s < STOPS_S:
             counted = asked(workload)
