@@ -38,7 +38,8 @@ class Machine:
             "HEADRACE_WEIGHTS": os.environ.get("HEADRACE_WEIGHTS", str(shared / "weights")),
             "PYTHONPATH": str(ROOT),
             "CI": "true",
-            # A processor without AVX-512 that other tests share answers 60 tokens a second: 32 rows at once take minutes.
+            # A processor without AVX-512 that other tests share answers 60 tokens a second: 32 rows at once
+            # would all take longer than the default deadline.
             "HEADRACE_IN_FLIGHT": "4",
             "HEADRACE_REQUEST_DEADLINE_S": "600",
         }
