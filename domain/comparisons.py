@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from domain.confidences import FloatArray
 from domain.scores import mcnemar_of
@@ -89,8 +89,9 @@ def summed_difference(
 
 def _student(sums: GapSums) -> Difference:
     n, mean = sums.n, sums.mean
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * sums.deviation / math.sqrt(n))
-    p_value = float(2 * stats.t.sf(abs(mean) * float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) / half, n - 1))
+    error = sums.deviation / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * error
+    p_value = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
     return Difference(mean, mean - half, mean + half, n, sums.up, sums.down, p_value, STUDENT)
 
 
@@ -137,7 +138,7 @@ def score_interval(up: int, down: int, n: int, level: float = LEVEL) -> tuple[fl
 
     Its test of no difference is McNemar's; unlike a bootstrap it knows that no changed row of few proves little.
     """
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(special.ndtri((1 + level) / 2))
     centre = (up - down) / n
 
     def edge(bound: float, sign: float) -> float:
