@@ -88,11 +88,11 @@ class CommandLines:
         self._thread.join()
 
     def _go_on(self) -> None:
-        while not self._over.wait(0.02):
-            for process in Path("/proc").iterdir():
-                if process.name.isdigit():
+        while not self._over.wait(0.1):  # more often, this alone would keep a processor busy
+            for process in os.listdir("/proc"):
+                if process.isdigit():
                     try:
-                        line = (process / "cmdline").read_bytes()
+                        line = Path(f"/proc/{process}/cmdline").read_bytes()
                     except OSError:
                         continue  # it has ended
                     if line and line not in self.seen:

@@ -43,7 +43,7 @@ def wait_for(happened: Callable[[], Any], what: str, *, patience_s: float = PATI
     deadline = time.monotonic() + patience_s
     while not happened():
         assert time.monotonic() < deadline, f"waited {patience_s:g} s for {what}"
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 @dataclass
