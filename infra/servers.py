@@ -136,6 +136,8 @@ def engine_service(name: str, settings: Settings, ports: Ports) -> Service:
         "--structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
         "--generation-config": "vllm",
     }
+    if precision := vllm_cpu.precision():
+        options["--dtype"] = precision
     flags = ("--enforce-eager", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log")
     words = [word for pair in options.items() for word in pair]
     return Service(

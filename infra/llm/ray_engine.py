@@ -229,4 +229,5 @@ def embedded_model(settings: Settings, name: str) -> RayModel | None:
     """A model of the example as its embedded server serves it; None for any other name."""
     if name not in services.MODELS.values():
         return None
-    return RayModel(name, str(weights_folder(settings) / name), EMBEDDED_ARGS)
+    arguments = EMBEDDED_ARGS if (precision := vllm_cpu.precision()) is None else {**EMBEDDED_ARGS, "dtype": precision}
+    return RayModel(name, str(weights_folder(settings) / name), arguments)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 
 from domain.servings import Served
 from domain.workloads import EngineName, Prices, Tier
+from infra.llm.vllm_cpu import precision
 from infra.serving import NOT_SERVED, served_by, served_weights, server_version
 from infra.settings import Settings
 
@@ -94,9 +96,28 @@ def test_servers_of_one_tier_that_disagree_are_shown_side_by_side(serve: Callabl
 def test_of_our_own_servers_more_is_known_than_they_tell(serve: Callable[..., str]) -> None:
     ours = Settings(engines={"small": serve(VLLM)})
     assert served_by(tier(), ours) == Served(
-        engine_version="0.32.0", quantisation="none", logprobs_mode="processed_logprobs"
+        engine_version="0.32.0", quantisation=precision() or "none", logprobs_mode="processed_logprobs"
     )
     assert served_by(tier(), Settings()) == Served()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("processor : 0\nflags\t\t: fpu sse4_2 avx avx2 fma\n", "float32"),
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f avx512bw\n", None),
+        ("processor : 0\nFeatures\t: fp asimd\n", None),
+        (None, None),
+    ],
+    ids=["without AVX-512", "with AVX-512", "ARM", "no such file"],
+)
+def test_weights_are_computed_in_what_the_processor_is_fast_at(
+    tmp_path: Path, said: str | None, expected: str | None
+) -> None:
+    file = tmp_path / "cpuinfo"
+    if said is not None:
+        file.write_text(said)
+    assert precision(file) == expected
 
 
 @pytest.mark.parametrize("engine", list(EngineName))
