@@ -17,8 +17,8 @@ from infra.db.session import retried
 from infra.db.store import calls, paging
 from infra.db.store.answers import StoredAnswer
 from infra.deciding import Reached, decide, further_requests, reach
+from infra.llm.asking import Ask
 from infra.llm.ledgered import Answered, Call, Ledgered
-from infra.llm.transport import Ask
 from infra.tiers import Deployment
 
 if TYPE_CHECKING:

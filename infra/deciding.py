@@ -16,7 +16,7 @@ from domain.schemas import Invalid, check
 from domain.signals import asks_further, consistency, free_signals, truth
 from domain.workloads import SignalName
 from infra.db.store.answers import StoredAnswer
-from infra.llm.transport import Ask
+from infra.llm.asking import Ask
 from infra.tiers import Deployment
 
 

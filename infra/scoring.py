@@ -7,8 +7,7 @@ from domain.scores import field_scores, grade
 from domain.workloads import TierName
 from infra.db.store.answers import StoredAnswer, StoredScore
 from infra.db.store.datasets import StoredRecord
-from infra.llm.judge import JudgeRow, JudgeScore, judge
-from infra.llm.transport import Ask
+from infra.llm.asking import Ask
 from infra.workloads import LoadedWorkload
 
 JUDGES_METRIC = "llm_judge"
@@ -51,6 +50,8 @@ async def judge_rows(
     concurrency: int,
 ) -> list[StoredScore]:
     """The judge's opinion of the first valid answers; rows that it fails on are left without one."""
+    from infra.llm.judge import JudgeRow, JudgeScore, judge  # OpenAI's SDK takes a second to import
+
     options = loaded.workload.judge
     asked = [
         JudgeRow(row.key, canonical(row.record.inputs).decode(), canonical(output).decode())

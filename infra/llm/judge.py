@@ -11,7 +11,8 @@ from domain.canonical import digest
 from domain.errors import ModelError
 from domain.requests import Completion, Request
 from domain.workloads import Tier
-from infra.llm.transport import API_KEY, BASE_URL, Ask, AskFailed, LedgerTransport, SilentTransport
+from infra.llm.asking import Ask
+from infra.llm.transport import API_KEY, BASE_URL, AskFailed, LedgerTransport, SilentTransport
 
 if TYPE_CHECKING:
     from phoenix.evals import ClassificationEvaluator

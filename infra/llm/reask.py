@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from domain.requests import Completion, Request
 from domain.schemas import Invalid, OutputSchema, check
-from infra.llm.transport import Ask, AskFailed, chat_completion, ledger_client
+from infra.llm.asking import Ask
+from infra.llm.transport import AskFailed, chat_completion, ledger_client
 
 _CUT_OFF = "The answer was cut off at its token limit. Answer shorter, without extra spaces or line breaks."
 

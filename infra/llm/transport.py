@@ -1,7 +1,6 @@
 """A transport for SDKs that want to talk to a model server: their calls become ledgered requests, never traffic."""
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import cast
 
 import httpx
@@ -9,9 +8,7 @@ from openai import AsyncOpenAI, OpenAIError
 from pydantic import JsonValue
 
 from domain.requests import Completion, Request
-
-Ask = Callable[[Request], Awaitable[Completion]]
-"""The one door to a model: answers from the ledger or sends, records the attempt, raises ModelError."""
+from infra.llm.asking import Ask
 
 BASE_URL = "http://ledger.invalid/v1"
 """What an SDK is told; nothing resolves it and nothing connects to it."""

@@ -169,21 +169,20 @@ def test_the_command_that_asks_rows_again_is_exact_and_only_where_it_can() -> No
     assert "This asks more rows than are shown, 2 and not 1:" in again.words
 
 
-def test_reasons_that_are_cut_are_told_and_every_stage_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_that_are_cut_are_told_and_every_stage_can_be_chosen() -> None:
     run_id = open_run()
     with transaction() as db:
         runs.change_run(db, run_id, kind="route", state="completed")
-        bad = [StoredQuarantine(f"{n:064d}", "validate", Place("f", n), "why") for n in range(2)]
+        bad = [StoredQuarantine(f"{n:064d}", "validate", Place("f", n), f"why {n}") for n in range(page.MOST_REASONS)]
         lost = StoredQuarantine("y" * 64, "retrieve", Place("f", 7), "why not")
         answers.save_quarantine(db, run_id, [*bad, lost])
-    monkeypatch.setattr(page, "MOST_REASONS", 1)
     shown = show("run", run=run_id)
-    assert "Of 2 reasons, 1 are listed" in shown.words
+    assert "Of 1,001 reasons, 1,000 are listed" in shown.words
     assert downloads(shown) >= {"quarantine", "quarantine-reasons"}
     assert shown.test.selectbox[1].options == ["every stage", "retrieve", "validate"]
     shown.test.selectbox[1].set_value("retrieve")
     words = read(shown.test.run()).words
-    assert "This asks more rows than are shown, 3 and not 1:" in words
+    assert "This asks more rows than are shown, 1,001 and not 1:" in words
 
 
 @pytest.mark.parametrize("asked", [RECORDED["id"], RECORDED["id"][:8]], ids=["whole", "beginning"])
