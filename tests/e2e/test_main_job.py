@@ -39,8 +39,10 @@ class Machine:
             "HEADRACE_WEIGHTS": os.environ.get("HEADRACE_WEIGHTS", str(shared / "weights")),
             "PYTHONPATH": str(ROOT),
             "CI": "true",
-            # Other tests share the processor: a row waits longer than it would with a user.
+            # Other tests share the processor: a row waits longer than it would with a user, and threads that wait for
+            # one another at every layer wait for all else that runs.
             "HEADRACE_REQUEST_DEADLINE_S": "600",
+            "OMP_NUM_THREADS": "1",
         }
 
     def headrace(self, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,14 +1,12 @@
 """Bundles from the command line, on the recorded run: list, show, diff, promote, roll back, export, import."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 from xml.etree import ElementTree
 
@@ -30,7 +28,8 @@ from infra.db.tables import RunRow
 from infra.exchange import import_runs
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload, load_workload
-from tests.integration.recorded_runs import EXAMPLE, FILE, ROOT, run_of
+from tests.integration import command_line
+from tests.integration.recorded_runs import EXAMPLE, FILE, run_of
 
 OPTIMIZE, ROUTE = run_of("optimize"), run_of("route")
 pytestmark = pytest.mark.usefixtures("ledger")
@@ -66,7 +65,7 @@ class Shelf:
 def shelf(ledger: str, tmp_path: Path) -> Iterator[Shelf]:
     """Three bundles: as recorded, with more demos, and with a threshold that nothing reaches (so that it saves
     nothing)."""
-    import_runs(FILE)
+    recorded_runs.imported()
     name = f"w{uuid.uuid4().hex[:10]}"
     folder = tmp_path / name
     folder.mkdir()
@@ -96,16 +95,9 @@ NOBODY = "http://127.0.0.1:9"
 """Where no MLflow listens, whatever stack runs on this machine."""
 
 
-def headrace(*words: str) -> subprocess.CompletedProcess[str]:
-    """The command line as people use it, with no MLflow."""
-    return subprocess.run(
-        [sys.executable, "-m", "infra.cli", *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": NOBODY},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def headrace(*words: str) -> CompletedProcess[str]:
+    """The command line, with no MLflow."""
+    return command_line.headrace(*words, MLFLOW_TRACKING_URI=NOBODY)
 
 
 def promote(shelf: Shelf, bundle: Bundle, *, forced: bool = False, reason: str | None = None) -> aliasing.Moved:

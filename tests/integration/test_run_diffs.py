@@ -1,9 +1,6 @@
 """`headrace diff` on the recorded runs: equal to themselves, and every flip found and put down to its cause."""
 
 import json
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -33,8 +30,8 @@ from infra.db.tables import (
     RunRowRow,
     ScoreRow,
 )
-from infra.exchange import import_runs
-from tests.integration.recorded_runs import FILE, ROOT, run_of
+from tests.integration.command_line import headrace
+from tests.integration.recorded_runs import run_of
 from tests.integration.shown_pages import RECORDED, show
 
 OPTIMIZE, ROUTE = run_of("optimize"), run_of("route")
@@ -44,7 +41,7 @@ COPIED = (RunRow, RunRowRow, AnswerRow, OutcomeRow)
 @pytest.fixture
 def copied(ledger: str) -> Iterator[str]:
     """The recorded batch once more, by a bundle that keeps nothing: two of its rows ended at the strong tier."""
-    import_runs(FILE)
+    recorded_runs.imported()
     run_id = str(uuid.uuid4())
     with transaction() as db:
         made = bundles.load_bundle(db, runs.load_run(db, ROUTE).bundle_hash or "")
@@ -63,18 +60,6 @@ def copied(ledger: str) -> Iterator[str]:
     yield run_id
     with transaction() as db:  # other tests export the run that this bundle is said to be of
         db.execute(delete(BundleRow).where(BundleRow.hash == other.hash))
-
-
-def headrace(*words: str) -> subprocess.CompletedProcess[str]:
-    """The command line as people use it."""
-    return subprocess.run(
-        [sys.executable, "-m", "infra.cli", *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_a_run_does_not_differ_from_itself(copied: str) -> None:
@@ -152,7 +137,7 @@ def test_a_corrected_gold_answer_is_no_other_data_and_an_edited_row_hides_nothin
     assert parts == {gold.row: "threshold", edited.row: "data + threshold"}
     shown = "".join(show("compare", workload=RECORDED["workload"], a=ROUTE, b=copied).blocks)
     for part in shown.split('<div class="hr-row">')[1:]:
-        name = next(name for name in parts if f"Row {name}: " in part)
+        name = next(name for name in parts if f"Row <bdi>{name}</bdi>: " in part)
         assert f"put down to: {parts[name]}<" in part
 
 
