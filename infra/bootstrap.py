@@ -145,8 +145,6 @@ def ensure(name: str, layers: tuple[str, ...], progress: Progress) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         progress.began = time.monotonic()
         todo = missing(name, layers)
-        if any(_read(folder(name) / f"{MARKER}-{layer}") for layer in todo):
-            todo = list(layers)  # pip would leave there what a lock does not name any more
         if todo:
             _build(name, todo, progress)
         _point(link, folder(name))

@@ -29,7 +29,7 @@ from infra.exchange import import_runs
 from infra.settings import load_settings
 from infra.workloads import LoadedWorkload, load_workload
 from tests.integration import command_line
-from tests.integration.recorded_runs import EXAMPLE, FILE, run_of
+from tests.integration.recorded_runs import EXAMPLE, FILE, imported, run_of
 
 OPTIMIZE, ROUTE = run_of("optimize"), run_of("route")
 pytestmark = pytest.mark.usefixtures("ledger")
@@ -65,7 +65,7 @@ class Shelf:
 def shelf(ledger: str, tmp_path: Path) -> Iterator[Shelf]:
     """Three bundles: as recorded, with more demos, and with a threshold that nothing reaches (so that it saves
     nothing)."""
-    recorded_runs.imported()
+    imported()
     name = f"w{uuid.uuid4().hex[:10]}"
     folder = tmp_path / name
     folder.mkdir()

@@ -31,7 +31,7 @@ from infra.db.tables import (
     ScoreRow,
 )
 from tests.integration.command_line import headrace
-from tests.integration.recorded_runs import run_of
+from tests.integration.recorded_runs import imported, run_of
 from tests.integration.shown_pages import RECORDED, show
 
 OPTIMIZE, ROUTE = run_of("optimize"), run_of("route")
@@ -41,7 +41,7 @@ COPIED = (RunRow, RunRowRow, AnswerRow, OutcomeRow)
 @pytest.fixture
 def copied(ledger: str) -> Iterator[str]:
     """The recorded batch once more, by a bundle that keeps nothing: two of its rows ended at the strong tier."""
-    recorded_runs.imported()
+    imported()
     run_id = str(uuid.uuid4())
     with transaction() as db:
         made = bundles.load_bundle(db, runs.load_run(db, ROUTE).bundle_hash or "")

@@ -106,17 +106,6 @@ def test_the_developers_layer_lands_in_the_same_environment(place: Place) -> Non
     assert len(list((place.root / "home" / "envs").glob("app-*"))) == 1
 
 
-def test_what_a_layer_does_not_name_any_more_is_not_there_any_more(place: Place) -> None:
-    place.lock("dev", place.package("chisel"))
-    code, _, errors = place.run("app", "--dev")
-    assert code == 0, errors
-    assert (place.version("stone"), place.version("chisel")) == ("1.0", "1.0")
-    with pytest.raises(subprocess.CalledProcessError):
-        place.version("hammer")
-    place.lock("dev", place.package("hammer"))
-    assert place.run("app", "--dev")[0] == 0
-
-
 def test_a_package_with_another_hash_is_refused_with_the_cause_the_log_and_the_command(place: Place) -> None:
     pin = place.package("hammer", "2.0")
     place.lock("dev", pin[:-4] + ("0000" if pin[-4:] != "0000" else "1111"))
