@@ -1,9 +1,9 @@
 """Scores: how good an answer is, and how sure we are of an average."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
@@ -104,19 +104,12 @@ def estimate(values: FloatArray) -> Estimate:
         return Estimate(0.0, 0.0, 1.0, 0)  # nothing is known; no NaN, which JSON has no word for
     mean = float(values.mean())
     if np.isin(values, (0.0, 1.0)).all():
-        return Estimate(mean, *_wilson(mean, n), n)
+        interval = _binomial_test(int(values.sum()), n).proportion_ci(0.95, method="wilson")
+        return Estimate(mean, float(interval[0]), float(interval[1]), n)
     if n == 1:
         return Estimate(mean, 0.0, 1.0, 1)
     half = float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n)
-
-
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share (JASA 22:209, 1927)."""
-    z = float(special.ndtri(0.975))
-    centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low, high = ((centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)  # exactly, where rounding would miss it
 
 
 def mcnemar(before: FloatArray, after: FloatArray) -> float:
@@ -126,4 +119,10 @@ def mcnemar(before: FloatArray, after: FloatArray) -> float:
 
 def mcnemar_of(better: int, worse: int) -> float:
     """The same from the numbers of rows that became better and worse."""
-    return min(1.0, 2 * float(special.bdtr(min(better, worse), better + worse, 0.5)))
+    return 1.0 if better + worse == 0 else float(_binomial_test(better, better + worse).pvalue)
+
+
+def _binomial_test(count: int, n: int) -> Any:
+    from scipy import stats  # half a second to import, and most commands need none of it
+
+    return stats.binomtest(count, n)

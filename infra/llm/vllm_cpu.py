@@ -27,5 +27,5 @@ def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
         lines = cpuinfo.read_text().splitlines()
     except OSError:  # no Linux
         return None
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])  # other processors list "Features"
-    return "float32" if flags and "avx512f" not in flags else None
+    flags = next((line.split() for line in lines if line.startswith("flags")), None)  # other processors: "Features"
+    return "float32" if flags is not None and "avx512f" not in flags else None

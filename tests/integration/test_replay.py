@@ -1,7 +1,10 @@
 """The recorded run, replayed with no socket to be had: identical as it is, and found out whatever is changed in it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -29,8 +32,7 @@ from infra.db.tables import (
 from infra.exchange import export_run, import_runs
 from infra.replaying import replay
 from infra.versions import code_version
-from tests.integration.command_line import headrace
-from tests.integration.recorded_runs import EXAMPLE, FILE, lines, run_of
+from tests.integration.recorded_runs import EXAMPLE, FILE, ROOT, lines, run_of
 
 OPTIMIZE, ROUTE = run_of("optimize"), run_of("route")
 Change = Callable[[Any], Any]
@@ -43,6 +45,18 @@ def imported(ledger: str) -> None:
     with transaction() as db:
         for run_id in (OPTIMIZE, ROUTE):
             runs.add_summary(db, run_id, {"code": code_version()})
+
+
+def headrace(*words: str, **surroundings: str) -> subprocess.CompletedProcess[str]:
+    """The command line as people use it."""
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **surroundings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @contextmanager
