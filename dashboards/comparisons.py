@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboards import flips, paired_runs, texts
 from dashboards.paired_runs import AMOUNTS, Compared, Measure, Overall, Pair, overall
-from dashboards.parts import BLACK, BLUE, chart, chosen, download, figure, plotted, table, usd
+from dashboards.parts import BLACK, BLUE, chart, chosen, download, figure, plotted, spread, table, usd
 from dashboards.queries import Row
 from dashboards.samples import share_of
 from domain.bundle_diffs import diff_bundles
@@ -169,8 +169,9 @@ def _plot(points: list[Row], unit: str) -> None:
     y = alt.Y("measure:N", title=None, sort=[point["measure"] for point in points])
     base = alt.Chart(plotted(points))
     zero = alt.Chart(plotted([{"zero": 0}])).mark_rule(color=BLACK, strokeDash=[4, 4]).encode(x="zero:Q")
+    scale = spread(point[end] for point in points for end in ("low", "high"))
     bars = base.mark_rule(strokeWidth=3, color=BLUE).encode(
-        x=alt.X("low:Q", title=f"B less A, {unit}"), x2="high:Q", y=y
+        x=alt.X("low:Q", title=f"B less A, {unit}", scale=scale), x2="high:Q", y=y
     )
     dots = base.mark_point().encode(
         x="mean:Q",

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, cast
 
@@ -153,6 +153,11 @@ def _plain(value: Any) -> Any:
             return value
         case _:
             return str(value)
+
+
+def spread(values: Iterable[float]) -> alt.Scale:
+    """The scale of differences: one to either side where all of them are 0, since an axis needs a length."""
+    return alt.Scale() if any(values) else alt.Scale(domain=[-1, 1])
 
 
 def chart(drawing: alt.TopLevelMixin, says: str, *, height: int = 280) -> None:

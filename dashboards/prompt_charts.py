@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from dashboards.parts import BLACK, chart, plotted, usd
+from dashboards.parts import BLACK, chart, plotted, spread, usd
 from dashboards.queries import Row
 
 SAID = 6
@@ -62,12 +62,13 @@ def gains(known: list[Row]) -> None:
         return
     x = alt.X("usd:Q", title="Cost of the search, USD at list price")
     colour = alt.Color("tier:N", title=None)
+    ends = [point[name] for point in points for name, _ in _ENDS if name in point]
     dots = (
         alt.Chart(plotted(points))
         .mark_point(filled=True, size=110)
         .encode(
             x=x,
-            y=alt.Y("gain:Q", title="Gain on held-out rows, percentage points"),
+            y=alt.Y("gain:Q", title="Gain on held-out rows, percentage points", scale=spread(ends)),
             color=colour,
             shape=alt.Shape("tier:N", title=None),
             tooltip=["name:N", alt.Tooltip("usd:Q", format=".4f"), alt.Tooltip("gain:Q", format="+.1f")],

@@ -5,7 +5,7 @@ import re
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboards.parts import counted, usd, usd_interval
+from dashboards.parts import counted, spread, usd, usd_interval
 
 
 @pytest.mark.parametrize(("n", "said"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1234, "1,234 rows")])
@@ -43,3 +43,12 @@ def test_large_numbers_of_a_table_are_written_out() -> None:
     assert not test.exception
     (block,) = (part.proto.body for part in test.get("html"))
     assert re.findall(r"<td[^>]*>([^<]+)<", block) == ["12,345.6", "1,000.0", "999.4", "0.01235"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "domain"), [((0.0, 0.0), [-1, 1]), ((), [-1, 1]), ((0.0, -2.5), None)], ids=["zeros", "nothing", "some"]
+)
+def test_an_axis_of_differences_has_a_length_where_all_are_zero(
+    ends: tuple[float, ...], domain: list[int] | None
+) -> None:
+    assert spread(ends).to_dict().get("domain") == domain
