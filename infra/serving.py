@@ -13,15 +13,14 @@ from domain.servings import Served, answered_by, declared, joined, merged
 from domain.validities import Present
 from domain.workloads import EngineName, Tier, TierName
 from infra.db.store import answers, runs
-from infra.llm import vllm_cpu
 from infra.llm.addresses import is_loopback
 from infra.llm.engines import base_urls
 from infra.settings import Settings
 from infra.workloads import LoadedWorkload
 
 PATIENCE_S = 5.0
-OURS = (vllm_cpu.precision() or "none", "processed_logprobs")
-"""Quantisation, or the precision where it is not the weights' own, and logprobs mode of the servers that we start."""
+OURS = ("none", "processed_logprobs")
+"""Quantisation and logprobs mode of the servers that we start ourselves."""
 NOT_SERVED = "not served"
 
 

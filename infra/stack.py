@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from infra import credentials, doors, elsewhere, orphans, ports, postgres, services, startup
-from infra.llm import models
+from infra.llm import models, vllm_cpu
 from infra.service import QUIET, Ports, envs_folder, stop_of, weights_folder
 from infra.settings import Settings, load_settings
 from infra.startup import ServiceState, StackError, Surroundings
@@ -210,7 +210,9 @@ def _embedded_variables(settings: Settings, known: Ports) -> dict[str, Callable[
     def engines() -> dict[str, str]:
         urls = {model: own[name] for name, model in services.MODELS.items() if name in own}
         weights = weights_folder(settings)
-        revisions = {model: found for model in urls if (found := models.revision(weights, model))}
+        revisions = {
+            model: vllm_cpu.served_revision(found) for model in urls if (found := models.revision(weights, model))
+        }
         return {
             "HEADRACE_ENGINES": json.dumps(urls, sort_keys=True),
             "HEADRACE_ENGINE_REVISIONS": json.dumps(revisions, sort_keys=True),

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def environment(cache: Path) -> dict[str, str]:
     """What every vLLM process on the CPU gets; what it keeps lies below `cache`."""
@@ -17,7 +19,13 @@ def environment(cache: Path) -> dict[str, str]:
     }
 
 
-def precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+def served_revision(weights: str, cpuinfo: Path = CPUINFO) -> str:
+    """What identifies weights as they are served: in another precision their answers are others, and the ledger must
+    not take one for the other."""
+    return f"{weights}+{found}" if (found := precision(cpuinfo)) else weights
+
+
+def precision(cpuinfo: Path = CPUINFO) -> str | None:
     """The type that weights are computed in where their own, bfloat16, would be slow; None leaves it to vLLM.
 
     An x86 processor without AVX-512 has no kernel for bfloat16 in oneDNN: vLLM falls back to one that answers a quarter

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from domain.servings import Served
 from domain.workloads import EngineName, Prices, Tier
-from infra.llm.vllm_cpu import precision
+from infra.llm.vllm_cpu import precision, served_revision
 from infra.serving import NOT_SERVED, served_by, served_weights, server_version
 from infra.settings import Settings
 
@@ -96,7 +96,7 @@ def test_servers_of_one_tier_that_disagree_are_shown_side_by_side(serve: Callabl
 def test_of_our_own_servers_more_is_known_than_they_tell(serve: Callable[..., str]) -> None:
     ours = Settings(engines={"small": serve(VLLM)})
     assert served_by(tier(), ours) == Served(
-        engine_version="0.32.0", quantisation=precision() or "none", logprobs_mode="processed_logprobs"
+        engine_version="0.32.0", quantisation="none", logprobs_mode="processed_logprobs"
     )
     assert served_by(tier(), Settings()) == Served()
 
@@ -111,13 +111,14 @@ def test_of_our_own_servers_more_is_known_than_they_tell(serve: Callable[..., st
     ],
     ids=["without AVX-512", "with AVX-512", "ARM", "no such file"],
 )
-def test_weights_are_computed_in_what_the_processor_is_fast_at(
+def test_weights_are_computed_in_what_the_processor_is_fast_at_and_the_revision_says_so(
     tmp_path: Path, said: str | None, expected: str | None
 ) -> None:
     file = tmp_path / "cpuinfo"
     if said is not None:
         file.write_text(said)
     assert precision(file) == expected
+    assert served_revision("abc", file) == {None: "abc", "float32": "abc+float32"}[expected]
 
 
 @pytest.mark.parametrize("engine", list(EngineName))
