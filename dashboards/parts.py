@@ -21,8 +21,8 @@ SHOWN = 200
 """Rows of a table on a page; the download has all of them."""
 OF_A_WORKLOAD = ("run", "signal", "threshold", "a", "b", "version", "bundle")
 """Keys of the address that speak of one workload's things."""
-SHORT = 26
-"""Characters of the text that a column never breaks."""
+SHORT, LONGEST = 26, 300
+"""Characters of the text that a column never breaks, and of a cell: what was cut is in the download."""
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
     "#0072b2",
@@ -115,7 +115,8 @@ def _kind(found: Sequence[Row], key: str) -> str:
 
 
 def _cell(row: Row, key: str, links: Mapping[str, str]) -> str:
-    shown = html.escape(_text(row.get(key)))
+    text = _text(row.get(key))
+    shown = html.escape(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
     target = row.get(links[key]) if key in links else None
     if isinstance(target, str) and target.startswith(("http://", "https://", "/", "?")):
         return f'<a href="{html.escape(target, quote=True)}">{shown}</a>'

@@ -19,6 +19,8 @@ RUNS = """
 SELECT run_id, kind, state, started_at, count(*) OVER () AS n FROM runs
 WHERE (:workload = '' OR workload = :workload) ORDER BY started_at DESC LIMIT 100
 """
+CLOCK = alt.TimeFormatSpecifier(hours="%H:%M", minutes="%H:%M", seconds="%H:%M:%S")
+"""Vega's own axes have twelve hours."""
 MEASURES: dict[str, tuple[str, Callable[[Row], Any]]] = {
     "tokens": ("Tokens per second", lambda row: row["prompt"] + row["completion"]),
     "rows": ("Rows per second", itemgetter("rows")),
@@ -169,7 +171,7 @@ def _over_time(found: list[Row], width: int) -> None:
         alt.Chart(parts.plotted(points))
         .mark_line(point=True)
         .encode(
-            x=alt.X("at:T", scale=alt.Scale(type="utc"), title="Time (UTC)"),
+            x=alt.X("at:T", scale=alt.Scale(type="utc"), title="Time (UTC)", axis=alt.Axis(format=CLOCK)),
             y=alt.Y("rate:Q", title=title),
             color=alt.Color("worker:N", title="Worker"),
             tooltip=["worker:N", alt.Tooltip("rate:Q", title=title), alt.Tooltip("n:Q", title="calls")],
