@@ -224,7 +224,8 @@ def test_what_was_just_decided_is_decided_again_in_the_same_way(workload: Writte
 def test_mlflow_shows_the_run_with_links_dataset_steps_figures_and_the_champion(
     workload: Written, optimized: Ran, running: Stack
 ) -> None:
-    client: Any = MlflowClient(running.environment["MLFLOW_TRACKING_URI"])
+    uri = running.environment["MLFLOW_TRACKING_URI"]
+    client: Any = MlflowClient(uri, registry_uri=uri)
     record = load(optimized)
     experiment = client.get_experiment_by_name(f"/headrace/{workload.name}").experiment_id
     (run,) = client.search_runs([experiment], f"tags.`prefect.flow_run_id` = '{optimized.id}'")

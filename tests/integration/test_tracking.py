@@ -43,7 +43,7 @@ def run_id(workload: str) -> str:
 @pytest.fixture
 def server(mlflow_uri: str) -> Any:
     """A plain client, to look at what was stored."""
-    return MlflowClient(mlflow_uri)
+    return MlflowClient(mlflow_uri, registry_uri=mlflow_uri)
 
 
 def stored_file(uri: str) -> Path:
