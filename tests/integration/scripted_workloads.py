@@ -154,9 +154,20 @@ def ended(run_id: UUID, *, patience_s: float = 400) -> tuple[str, str]:
     while time.monotonic() < deadline:
         name, message, final = deployments.state_of(run_id)
         if final:
+            _noted(run_id)
             return name, message
         time.sleep(0.5)
     raise AssertionError(f"run {run_id} is still {deployments.state_of(run_id)}")
+
+
+def _noted(run_id: UUID, *, patience_s: float = 5) -> None:
+    """Wait until the ledger knows it, too: the flow's hooks run after Prefect has the final state."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        with transaction() as db:
+            if not runs.is_known(db, str(run_id)) or runs.load_run(db, str(run_id)).state != "running":
+                return
+        time.sleep(0.1)
 
 
 def diagnosed(run_id: str) -> Diagnosis:
