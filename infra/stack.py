@@ -209,10 +209,8 @@ def _embedded_variables(settings: Settings, known: Ports) -> dict[str, Callable[
 
     def engines() -> dict[str, str]:
         urls = {model: own[name] for name, model in services.MODELS.items() if name in own}
-        weights = weights_folder(settings)
-        revisions = {
-            model: vllm_cpu.served_revision(found) for model in urls if (found := models.revision(weights, model))
-        }
+        built = {model: models.revision(weights_folder(settings), model) for model in urls}
+        revisions = {model: vllm_cpu.served_revision(found) for model, found in built.items() if found}
         return {
             "HEADRACE_ENGINES": json.dumps(urls, sort_keys=True),
             "HEADRACE_ENGINE_REVISIONS": json.dumps(revisions, sort_keys=True),
