@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
 
 from tests.e2e.prefect_pages import FLAGS
 
@@ -94,22 +94,11 @@ class DashboardPages:
 
 
 @contextmanager
-def chromium() -> Iterator[BrowserContext]:
-    """One browser for many windows, which share what it has read of Streamlit's own scripts."""
+def browsing(url: str, pictures: Path, *, width: int = 1280) -> Iterator[DashboardPages]:
+    """The dashboard in a new browser."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
         try:
-            yield browser.new_context()
+            yield DashboardPages(browser.new_page(viewport={"width": width, "height": 900}), url, pictures)
         finally:
             browser.close()
-
-
-@contextmanager
-def browsing(browser: BrowserContext, url: str, pictures: Path, *, width: int = 1280) -> Iterator[DashboardPages]:
-    """The dashboard in a new window."""
-    page = browser.new_page()
-    page.set_viewport_size({"width": width, "height": 900})
-    try:
-        yield DashboardPages(page, url, pictures)
-    finally:
-        page.close()

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext
 from sqlalchemy import select, text
 
 from infra.db.session import transaction
@@ -13,7 +12,7 @@ from infra.db.store import changes, deliveries, runs
 from infra.db.tables import RecordRow
 from infra.llm.scripted import Fault, Script, ScriptedServer
 from infra.stack import Stack
-from tests.e2e.browsing import BROWSER, DashboardPages, browsing, chromium
+from tests.e2e.browsing import BROWSER, DashboardPages, browsing
 from tests.e2e.seeded import again, seed
 from tests.integration import scripted_workloads
 from tests.integration.scripted_workloads import BROKEN, RULES
@@ -109,18 +108,10 @@ def unfilled(pages: DashboardPages, page: str) -> list[str]:
     return [name for name in FILLED[page] if not pages.rows_of(name)]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[BrowserContext]:
-    with chromium() as found:
-        yield found
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_shows_a_run(
-    dashboard: str, ran: dict[str, str], browser: BrowserContext, tmp_path: Path, page: str, width: int
-) -> None:
-    with browsing(browser, dashboard, tmp_path, width=width) as pages:
+def test_a_page_shows_a_run(dashboard: str, ran: dict[str, str], tmp_path: Path, page: str, width: int) -> None:
+    with browsing(dashboard, tmp_path, width=width) as pages:
         pages.open(addresses(page, "seen", ran))
         assert pages.page.locator("h1").count() == 1
         assert pages.failures() == []
@@ -133,10 +124,8 @@ def test_a_page_shows_a_run(
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_shows_a_million_outcomes(
-    dashboard: str, many: dict[str, str], browser: BrowserContext, tmp_path: Path, page: str
-) -> None:
-    with browsing(browser, dashboard, tmp_path) as pages:
+def test_a_page_shows_a_million_outcomes(dashboard: str, many: dict[str, str], tmp_path: Path, page: str) -> None:
+    with browsing(dashboard, tmp_path) as pages:
         pages.open(addresses(page, "many", many))
         assert pages.failures() == []
         assert unfilled(pages, page) == []
@@ -153,10 +142,8 @@ def test_a_million_rows_are_counted(many: dict[str, str]) -> None:
     assert rows.quarantined > 0
 
 
-def test_every_page_is_reached_by_the_keyboard(
-    dashboard: str, ran: dict[str, str], browser: BrowserContext, tmp_path: Path
-) -> None:
-    with browsing(browser, dashboard, tmp_path) as pages:
+def test_every_page_is_reached_by_the_keyboard(dashboard: str, ran: dict[str, str], tmp_path: Path) -> None:
+    with browsing(dashboard, tmp_path) as pages:
         pages.open("")
         links = pages.page.locator('[data-testid="stSidebarNav"] a')
         assert links.count() == len(PAGES)
