@@ -8,13 +8,24 @@ from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from tests.e2e.prefect_pages import FLAGS
 
 CHROMIUM = Path("/usr/bin/chromium")
 BROWSER = str(CHROMIUM) if CHROMIUM.exists() else shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE_MS = 120_000
-BUSY = '[data-testid="stStatusWidget"], [data-testid="stSpinner"], [data-stale="true"]'
+QUIET_MS = 700
+UNDRAWN = '[data-testid="stSkeleton"], [data-testid="stAppSkeleton"]'
+"""What stands in for an element whose own script has not been loaded yet."""
+BUSY = f'[data-testid="stStatusWidget"], [data-testid="stSpinner"], [data-stale="true"], {UNDRAWN}'
+QUIET = f"""() => {{
+    const ended = document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'
+    if (!ended || document.querySelector('{BUSY}')) {{ window.__quietSince = undefined; return false }}
+    window.__quietSince ??= performance.now()
+    return performance.now() - window.__quietSince >= {QUIET_MS}
+}}"""
+"""Whether the page's script has ended and every element has been drawn, at each look since QUIET_MS."""
 PROBES = ("/_stcore/health", "/_stcore/host-config")
 FAILED = '[data-testid="stException"], [data-testid="stAlertContentError"]'
 
@@ -50,20 +61,20 @@ class DashboardPages:
 
     def settle(self) -> None:
         """Wait until the script has run to its end and its charts are drawn."""
-        self.page.wait_for_function(
-            "() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
-        )
-        self.page.wait_for_function(f"() => !document.querySelector('{BUSY}')")
         self.page.wait_for_load_state("networkidle")
-        self.page.wait_for_timeout(700)
+        self.page.wait_for_function(QUIET, polling=100)
 
     def failures(self) -> list[str]:
         """What the page says went wrong."""
         return self.page.locator(FAILED).all_inner_texts()
 
-    def rows_of(self, table: str) -> int:
-        """How many rows a table has, 0 when the page has no such table."""
-        return self.page.locator(f'[role="region"][aria-label="{table}"] tbody tr').count()
+    def has_rows(self, table: str) -> bool:
+        """Whether a table has rows, or gets some while one can wait."""
+        try:
+            self.page.wait_for_selector(f'[role="region"][aria-label="{table}"] tbody tr', state="attached")
+        except PlaywrightTimeoutError:
+            return False
+        return True
 
     def inaccessible(self) -> list[str]:
         """Violations of axe's rules on contrast, names, labels, order and keyboard, each with where it is.
@@ -99,6 +110,11 @@ def browsing(url: str, pictures: Path, *, width: int = 1280) -> Iterator[Dashboa
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
         try:
-            yield DashboardPages(browser.new_page(viewport={"width": width, "height": 900}), url, pictures)
+            pages = DashboardPages(browser.new_page(viewport={"width": width, "height": 900}), url, pictures)
+            try:
+                yield pages
+            except AssertionError:
+                pages.picture("failed")
+                raise
         finally:
             browser.close()

@@ -105,7 +105,7 @@ def addresses(page: str, workload: str, found: dict[str, str]) -> str:
 
 def unfilled(pages: DashboardPages, page: str) -> list[str]:
     """Tables that a page should have and has not, or that have no rows."""
-    return [name for name in FILLED[page] if not pages.rows_of(name)]
+    return [name for name in FILLED[page] if not pages.has_rows(name)]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
