@@ -155,7 +155,7 @@ def former(entries: list[Row]) -> str | None:
     """The hash that a rollback would make champion; None when there is none."""
     oldest = sorted(entries, key=lambda row: row["id"])
     moves = [Move(Act(row["act"]), row["from_hash"], row["to_hash"]) for row in oldest]
-    now = next((move.to_hash for move in reversed(moves) if move.act is not Act.REFUSED), None)
+    now = next((move.to_hash for move in reversed(moves) if move.act.moves_champion), None)
     return former_champion(moves, now) if now else None
 
 

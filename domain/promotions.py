@@ -12,6 +12,12 @@ class Act(StrEnum):
     FORCED = "forced"
     REFUSED = "refused"
     ROLLED_BACK = "rolled back"
+    CHALLENGER = "challenger"
+
+    @property
+    def moves_champion(self) -> bool:
+        """Whether the bundle is champion from then on."""
+        return self not in (Act.REFUSED, Act.CHALLENGER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ def former_champion(history: Iterable[Move], champion: str) -> str | None:
     """
     line: list[str] = []
     for move in history:
-        if move.act is Act.REFUSED:
+        if not move.act.moves_champion:
             continue
         if not line and move.from_hash is not None:
             line.append(move.from_hash)

@@ -20,6 +20,7 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 Reference = Annotated[str, typer.Argument(metavar="BUNDLE", help="A hash or its beginning; champion@W, challenger@W.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
+NOT_IN_MLFLOW = "  MLflow does not hold this bundle: its aliases stay where they are"
 Folder = Annotated[str, typer.Option("--workload", help="The workload's folder, where it is not found by its name.")]
 
 
@@ -55,6 +56,29 @@ def diff(
     from infra import showing_diffs
 
     showing_diffs.show_diff(console, before, after, as_json=as_json)
+
+
+@one.command()
+def challenger(
+    bundle: Reference,
+    threshold: Annotated[float, typer.Option(help="Keep the cheap answer from this confidence on.")],
+    reason: Annotated[str, typer.Option(help="Why; it goes into the audit table.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a certified bundle with another threshold challenger: 0 done, 1 that one is not certified, 2 wrong use,
+    3 MLflow is down."""
+    stack.connect()
+    from infra import challenging, showing_bundles
+
+    made = challenging.challenge(bundle, threshold, reason=reason.strip() or None)
+    showing_bundles.show_challenger(console, made, as_json=as_json)
+    try:
+        known = challenging.show_in_mlflow(made)
+    except TraceStoreError as error:
+        again = "The challenger is made. The same command tells MLflow once it is up."
+        raise TraceStoreError(error.message, hint=again) from error
+    if not known and not as_json:
+        console.print(NOT_IN_MLFLOW, markup=False)
 
 
 @verbs.command(name="diff")
@@ -143,4 +167,4 @@ def _moved(moved: "Moved", *, as_json: bool) -> None:
         again = f"The champion is made. `headrace promote {moved.bundle.hash[:12]}` tells MLflow once it is up."
         raise TraceStoreError(error.message, hint=again) from error
     if not known and not as_json:
-        console.print("  MLflow does not hold this bundle: its aliases stay where they are", markup=False)
+        console.print(NOT_IN_MLFLOW, markup=False)

@@ -17,6 +17,7 @@ from domain.figures import figures_of
 from domain.validities import Validity, examine
 from domain.workloads import TierName
 from infra.aliasing import Moved, judged_rows
+from infra.challenging import Challenged
 from infra.db.session import transaction
 from infra.db.store import audits, bundles, promotions, runs
 from infra.db.store.bundles import StoredBundle
@@ -136,6 +137,20 @@ def show_moved(console: Console, moved: Moved, *, as_json: bool) -> None:
     console.print(f"{moved.act.value}: {moved.bundle.hash[:SHORT]} is champion of {moved.bundle.workload}{before}")
     for reason in reasons:
         console.print(f"  in spite of  {escape(reason)}")
+
+
+def show_challenger(console: Console, made: Challenged, *, as_json: bool) -> None:
+    """Which bundle is challenger now, what it was made of, what it promises, and how it becomes champion."""
+    bundle, short = made.bundle, made.bundle.hash[:SHORT]
+    if as_json:
+        facts = {"workload": bundle.workload, "challenger": bundle.hash, "of": made.of, "new": made.new}
+        certificate = bundle.certificate.model_dump(mode="json", exclude={"grid"})
+        print_json(console, json.dumps({**facts, "threshold": bundle.threshold, "certificate": certificate}))
+        return
+    already = "" if made.new else " already"
+    console.print(f"{short} is challenger of {bundle.workload}{already}: {made.of[:SHORT]} at {_threshold(bundle)}")
+    console.print(f"  {escape(summaries.verdict_line(bundle.certificate))}")
+    console.print(f"  through the gate: headrace promote {short}", markup=False)
 
 
 def _validity(bundle: Bundle, folder: str, settings: Settings) -> Validity | None:

@@ -81,9 +81,8 @@ def open_run(*, workload: str, flow_run_id: str, kind: str, tags: Mapping[str, s
     client = connect()
     with translated(f"open the run of {workload}"):
         experiment = _experiment(client, workload)
-        found = client.search_runs([experiment], f"tags.`{FLOW_RUN_TAG}` = '{flow_run_id}'", max_results=1)
-        if found:
-            return _reopened(client, found[0])
+        if (found := _of_flow_run(client, experiment, flow_run_id)) is not None:
+            return _reopened(client, found)
         wanted = {"headrace.workload": workload, FLOW_RUN_TAG: flow_run_id, **_commit_tag(), **tags}
         run = client.create_run(
             experiment,
@@ -91,6 +90,17 @@ def open_run(*, workload: str, flow_run_id: str, kind: str, tags: Mapping[str, s
             run_name=f"{kind} {flow_run_id[:8]}",
         )
         return run.info.run_id
+
+
+def find_run(*, workload: str, flow_run_id: str) -> str | None:
+    """The id of the MLflow run of a flow run, as it is; None where there is none.
+
+    Raises TraceStoreError when MLflow cannot be reached or refuses.
+    """
+    client = connect()
+    with translated(f"find the run of {workload}"):
+        found = _of_flow_run(client, _experiment(client, workload), flow_run_id)
+        return found.info.run_id if found else None
 
 
 def open_step(parent_run_id: str, name: str) -> str:
@@ -243,6 +253,11 @@ def _experiment(client: MlflowClient, workload: str) -> str:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
+
+
+def _of_flow_run(client: MlflowClient, experiment: str, flow_run_id: str) -> Run | None:
+    found = client.search_runs([experiment], f"tags.`{FLOW_RUN_TAG}` = '{flow_run_id}'", max_results=1)
+    return found[0] if found else None
 
 
 def _reopened(client: MlflowClient, run: Run) -> str:

@@ -183,19 +183,37 @@ def _terms(found: Frontier, run: Row, signal: SignalName) -> None:
 
 
 def _command(found: Frontier, run: Row, place: int, deployed: float | None) -> None:
-    """How this threshold becomes a bundle: nothing sets one by hand, a tuning has to certify it."""
+    """How this threshold becomes a bundle: one that the bundle's own certificate proves by a command, another by a
+    tuning that certifies it."""
     st.header("Make it a challenger", anchor=False)
-    name, bundle = shlex.quote(run["workload"]), run["bundle_hash"][:12]
-    if found.certified(place) and found.tuned.curve[place].threshold == deployed:
+    bundle = run["bundle_hash"][:12]
+    threshold = found.tuned.curve[place].threshold
+    if found.certified(place) and threshold == deployed:
         st.text(f"This threshold is the one of bundle {bundle}. To put it through the gate, and make it champion:")
         st.code(f"headrace promote {bundle}", language="console")
         return
-    if not found.counts:
-        st.text("Only a declared signal can be tuned by. Declare it in workload.yaml, and tune again:")
-        declared = ", ".join([*run["declared"], found_signal(found)])
-        st.code(f"router:\n  signals: [{declared}]", language="yaml")
-        st.code(f"headrace run {name} --scope retune --no-route", language="console")
+    if found.certified(place) and deployed is not None and not run["kept"]:
+        st.text(
+            f"The tests that certify bundle {bundle} prove this threshold too: it may be chosen for whatever reason. "
+            "This makes it a bundle, and challenger; `headrace promote` puts that through the gate:"
+        )
+        st.code(f"headrace bundle challenger {bundle} --threshold {threshold!r}", language="console", wrap_lines=True)
         return
+    if not found.counts:
+        _declare(found, run)
+    else:
+        _retune(found, run, place)
+
+
+def _declare(found: Frontier, run: Row) -> None:
+    st.text("Only a declared signal can be tuned by. Declare it in workload.yaml, and tune again:")
+    declared = ", ".join([*run["declared"], found_signal(found)])
+    st.code(f"router:\n  signals: [{declared}]", language="yaml")
+    st.code(_retuned(run), language="console")
+
+
+def _retune(found: Frontier, run: Row, place: int) -> None:
+    """What has to be promised for a tuning to choose this threshold."""
     uses = _uses(run)
     asked = frontiers.asked_for(found, place, uses=uses)
     if asked is None:
@@ -204,17 +222,21 @@ def _command(found: Frontier, run: Row, place: int, deployed: float | None) -> N
     eps, made = asked
     weaker = "a weaker promise than today's" if eps > found.target.eps else "a promise at least as strong as today's"
     st.text(
-        f"A threshold is never set by hand: a tuning certifies it. With a loss of {eps:g} allowed ({weaker}, "
+        f"The bundle's certificate does not prove this threshold: a tuning has to. With a loss of {eps:g} allowed ({weaker}, "
         f"{found.target.eps:g}), a new tuning on these rows, use {uses + 1} of them, chooses threshold "
         f"{made.threshold:.4f} (p = {made.p_value:.3g}, n = {made.n:,}). In workload.yaml:"
     )
     st.code(f"target:\n  eps: {eps:g}", language="yaml")
-    st.code(f"headrace run {name} --scope retune --no-route", language="console")
+    st.code(_retuned(run), language="console")
     st.text(
         "The run makes the bundle challenger, and champion too when the gate has nothing against it; "
         "`headrace rollback` takes that back."
         + ("" if run["champion"] else " It keeps the prompts of the champion, which this run's bundle is not.")
     )
+
+
+def _retuned(run: Row) -> str:
+    return f"headrace run {shlex.quote(run['workload'])} --scope retune --no-route"
 
 
 def found_signal(found: Frontier) -> str:

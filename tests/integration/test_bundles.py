@@ -15,9 +15,13 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.orm import Session
 
 from domain.bundles import Bundle, rendering
+from domain.certificates import Use, grid_of, tune
 from domain.compiles import baseline_of
+from domain.datasets import Split
 from domain.errors import NotFound, StoreError
+from domain.figures import paired_rows
 from domain.promotions import Act
+from domain.thresholds import tuning_share
 from domain.workloads import TierName
 from infra import aliasing, serving
 from infra.bundle_folders import export_bundle, import_bundle
@@ -229,6 +233,55 @@ def test_two_bundles_are_compared_in_their_texts_and_row_by_row(shelf: Shelf) ->
     assert "+Say it in one word." in said
     assert re.search(r"quality +\+0\.000 \[", said)
     assert "the bundles are identical" in headrace("bundle", "diff", shelf.first.hash, shelf.first.hash).stdout
+
+
+def test_a_threshold_that_the_certificate_proves_becomes_a_challenger_and_then_goes_through_the_gate(
+    shelf: Shelf,
+) -> None:
+    promote(shelf, shelf.first)
+    wanted = proven(shelf)[-2]
+    asked = ("bundle", "challenger", shelf.first.hash[:12], "--threshold", repr(wanted), "--reason", "fewer errors")
+    done = headrace(*asked, "--json")
+    assert done.returncode == 3, "MLflow is not there"
+    assert "The same command tells MLflow once it is up" in done.stderr
+    said = json.loads(done.stdout)
+    assert (said["of"], said["new"], said["threshold"]) == (shelf.first.hash, True, wanted)
+    assert (said["certificate"]["threshold"], said["certificate"]["certified"]) == (wanted, True)
+    assert shelf.champion() == shelf.first.hash
+    with transaction() as db:
+        stored = bundles.find_bundle(db, f"challenger@{shelf.name}")
+    assert (stored.bundle.hash, stored.bundle.threshold, stored.run_id) == (said["challenger"], wanted, OPTIMIZE)
+    again = headrace(*asked)
+    assert f"{said['challenger'][:12]} is challenger of {shelf.name} already" in again.stdout
+    assert f"confidence is at least {wanted:.3f}" in again.stdout
+    acts = [("promoted", None, shelf.first.hash, None)]
+    acts.append(("challenger", shelf.first.hash, stored.bundle.hash, "fewer errors"))
+    assert shelf.audit() == acts, "once"
+    moved = promote(shelf, stored.bundle)
+    assert (moved.act, moved.before, shelf.champion()) == (Act.PROMOTED, shelf.first.hash, stored.bundle.hash)
+    assert aliasing.roll_back(shelf.name, reason=None).bundle.hash == shelf.first.hash
+
+
+def test_a_threshold_that_nothing_proves_makes_no_challenger(shelf: Shelf) -> None:
+    done = headrace("bundle", "challenger", shelf.first.hash[:12], "--threshold", "0.5")
+    assert done.returncode == 1
+    assert "threshold 0.5 is none of those that are proven" in done.stderr
+    assert f"to {proven(shelf)[0]!r}; the dashboard's page Router shows each" in " ".join(done.stderr.split())
+    assert headrace("bundle", "challenger", shelf.first.hash[:12], "--threshold", "much").returncode == 2
+    with pytest.raises(NotFound), transaction() as db:
+        bundles.find_bundle(db, f"challenger@{shelf.name}")
+    assert shelf.audit() == []
+
+
+def proven(shelf: Shelf) -> list[float]:
+    """The thresholds that a first tuning on the first bundle's rows proves, and that save; the highest first."""
+    with transaction() as db:
+        stored = bundles.find_bundle(db, shelf.first.hash)
+    rows = paired_rows(aliasing.judged_rows(stored, Split.CALIBRATION))
+    target, declared = shelf.loaded.workload.target, len(shelf.loaded.workload.router.signals)
+    use = Use(1, tuning_share(target.spend, 1))
+    tuned = tune(rows, target, grid=grid_of(rows.confidence), declared=declared, use=use)
+    return [p.threshold for p in tuned.curve if p.passed and p.cost < 0.999 * tuned.strong.cost]
 
 
 def test_the_ledger_moves_the_champion_even_if_mlflow_is_down_and_the_exit_code_says_so(shelf: Shelf) -> None:

@@ -94,6 +94,17 @@ def test_the_page_shows_the_deployed_threshold_as_certified_with_its_figures() -
         assert float(ends[1]) < told["auroc"] < float(ends[2])
 
 
+def test_a_threshold_that_the_bundles_certificate_proves_too_has_the_command_that_makes_it_a_challenger(
+    found: Frontier,
+) -> None:
+    proven = [i for i in range(len(found.tuned.curve)) if found.certified(i)]
+    wanted = found.tuned.curve[proven[0]].threshold
+    assert wanted != VERDICT["threshold"]
+    words = show("router", run=RUN, workload="support-triage", threshold=repr(wanted)).words
+    assert f"headrace bundle challenger {RECORDED['bundle_hash'][:12]} --threshold {wanted!r}" in words
+    assert "retune" not in words
+
+
 @pytest.fixture
 def strict() -> Generator[Target]:
     """The recorded run with a target that not every threshold reaches; afterwards it is as it was."""

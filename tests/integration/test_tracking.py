@@ -22,7 +22,7 @@ from domain.certificates import CurvePoint, NotCertified
 from domain.errors import TraceStoreError
 from domain.prompts import Demo, PromptVersion
 from domain.workloads import Prices, Tier, TierName
-from infra import figures, registry, tracking
+from infra import challenging, figures, registry, tracking
 from infra.autologging import compile_traces
 
 pytestmark = [pytest.mark.usefixtures("mlflow_uri"), pytest.mark.timeout(300)]
@@ -220,6 +220,26 @@ def test_aliases_follow_the_ledgers_champion_back_and_forth(workload: str, run_i
             assert champion.tags[registry.HASH_TAG] == made[tier].prompt.hash
     assert not registry.mirror(unknown, "champion")
     assert server.get_model_version_by_alias(name, "champion").tags[registry.HASH_TAG] == one.hash
+
+
+def test_a_challenger_made_by_hand_is_registered_beside_the_bundle_that_it_was_made_of(
+    workload: str, server: Any
+) -> None:
+    run = str(uuid.uuid4())
+    of, by_hand = bundle(workload), bundle(workload).model_copy(update={"threshold": 0.5})
+    made = challenging.Challenged(by_hand, of.hash, run, new=True)
+    assert not challenging.show_in_mlflow(made), "MLflow knows no such run"
+    mine = tracking.open_run(workload=workload, flow_run_id=run, kind="optimize", tags={})
+    registry.log_bundle(of, run_id=mine)
+    for tier in TierName:
+        registry.register_prompt(of[tier].prompt, workload=workload, tier=tier, run_id=mine)
+    tracking.close(mine, failed=False)
+    for _ in range(2):
+        assert challenging.show_in_mlflow(made)
+    name = registry.bundle_name(workload)
+    assert server.get_model_version_by_alias(name, "challenger").tags[registry.HASH_TAG] == by_hand.hash
+    assert len(server.search_model_versions(f"name = '{name}'")) == 2
+    assert server.get_run(mine).info.status == "FINISHED"
 
 
 def test_a_bundle_left_half_stored_is_finished_by_the_retry(workload: str, run_id: str, server: Any) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from domain.promotions import Act, Move, former_champion
 
-P, F, R, B = Act.PROMOTED, Act.FORCED, Act.REFUSED, Act.ROLLED_BACK
+P, F, R, B, C = Act.PROMOTED, Act.FORCED, Act.REFUSED, Act.ROLLED_BACK, Act.CHALLENGER
 
 
 def history(*steps: tuple[Act, str], first: str | None = None) -> tuple[list[Move], str]:
@@ -12,7 +12,7 @@ def history(*steps: tuple[Act, str], first: str | None = None) -> tuple[list[Mov
     champion, moves = first, list[Move]()
     for act, to in steps:
         moves.append(Move(act, champion, to))
-        champion = champion if act is R else to
+        champion = champion if act in (R, C) else to
     return moves, champion or ""
 
 
@@ -27,6 +27,8 @@ def history(*steps: tuple[Act, str], first: str | None = None) -> tuple[list[Mov
         ([(P, "a"), (P, "b"), (P, "b")], None, "a"),
         ([(P, "a"), (R, "b")], None, None),
         ([(P, "a"), (F, "b"), (R, "c")], None, "a"),
+        ([(P, "a"), (C, "b")], None, None),
+        ([(C, "b"), (P, "a"), (C, "c"), (P, "d"), (C, "e")], None, "a"),
         ([(P, "a"), (P, "b"), (P, "c"), (B, "b")], None, "a"),
         ([(P, "a"), (P, "b"), (P, "c"), (B, "b"), (B, "a")], None, None),
         ([(P, "a"), (P, "b"), (B, "a"), (P, "c")], None, "a"),

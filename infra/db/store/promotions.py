@@ -38,7 +38,7 @@ def record(
     gate: Json | None = None,
     run_id: str | None = None,
 ) -> bool:
-    """Add a row, and make the bundle champion unless it was refused; what a run did already it does not do again.
+    """Add a row, and make the bundle champion if the act does; what a run did already it does not do again.
 
     Returns whether this is new. One such transaction of a workload waits for the other.
     """
@@ -56,7 +56,7 @@ def record(
     added = insert(PromotionAuditRow).values(row).on_conflict_do_nothing().returning(PromotionAuditRow.id)
     if db.scalar(added) is None:
         return False
-    if act is not Act.REFUSED:
+    if act.moves_champion:
         set_alias(db, workload, "champion", to_hash)
     return True
 
