@@ -222,9 +222,9 @@ def _retune(found: Frontier, run: Row, place: int) -> None:
     eps, made = asked
     weaker = "a weaker promise than today's" if eps > found.target.eps else "a promise at least as strong as today's"
     st.text(
-        f"The bundle's certificate does not prove this threshold: a tuning has to. With a loss of {eps:g} allowed ({weaker}, "
-        f"{found.target.eps:g}), a new tuning on these rows, use {uses + 1} of them, chooses threshold "
-        f"{made.threshold:.4f} (p = {made.p_value:.3g}, n = {made.n:,}). In workload.yaml:"
+        "The bundle's certificate does not prove this threshold: a tuning has to. "
+        f"With a loss of {eps:g} allowed ({weaker}, {found.target.eps:g}), a new tuning on these rows, use {uses + 1} "
+        f"of them, chooses threshold {made.threshold:.4f} (p = {made.p_value:.3g}, n = {made.n:,}). In workload.yaml:"
     )
     st.code(f"target:\n  eps: {eps:g}", language="yaml")
     st.code(_retuned(run), language="console")
