@@ -27,12 +27,12 @@ def list_runs(console: Console, *, limit: int, as_json: bool) -> None:
         terminal.print_json(console, json.dumps([_facts(run) for run in found]))
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "kind", "workload", "state", "dataset", "bundle", "started"):
+    for heading in ("run", "kind", "workload", "state", "dataset", "bundle", "started", "by"):
         table.add_column(heading)
     for run in found:
         dataset, bundle = (run.dataset_version or "")[:8], (run.bundle_hash or "")[:8]
         started = run.started_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(run.id[:8], run.kind, run.workload, run.state, dataset, bundle, started)
+        table.add_row(run.id[:8], run.kind, run.workload, run.state, dataset, bundle, started, run.started_by or "")
     console.print(table if found else "no runs yet\nnext   headrace run support-triage")
 
 
@@ -44,6 +44,7 @@ def _facts(run: RunRecord) -> dict[str, Any]:
         "state": run.state,
         "dataset_version": run.dataset_version,
         "bundle_hash": run.bundle_hash,
+        "started_by": run.started_by,
         "started_at": run.started_at.isoformat(),
         "ended_at": run.ended_at.isoformat() if run.ended_at else None,
         "summary": run.summary,
@@ -91,7 +92,8 @@ def summary(console: Console, run_id: str) -> None:
         spent = calls.spending(db, run.id)
     paid, cached = sum(s.calls for s in spent), sum(s.cached for s in spent)
     tokens = sum(s.usage.prompt + s.usage.completion for s in spent)
-    console.print(f"\n[bold]{run.kind} {run.workload}[/]  {run.state}  run {run.id[:8]}")
+    by = f"  started by {run.started_by}" if run.started_by else ""
+    console.print(f"\n[bold]{run.kind} {run.workload}[/]  {run.state}  run {run.id[:8]}{by}")
     console.print(f"  rows      {rows}")
     unchanged = "  (unchanged work: nothing was sent)" if cached and not paid else ""
     console.print(

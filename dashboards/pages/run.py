@@ -71,8 +71,8 @@ def _facts(run: Row) -> None:
     left, right = st.columns(2)
     with left:
         ended = f"{run['ended_at']:%Y-%m-%d %H:%M:%S}" if run["ended_at"] else "not yet"
-        started = f"{run['started_at']:%Y-%m-%d %H:%M:%S}"
-        figure("State", run["state"], f"{run['kind']} {run['workload']}; began {started} UTC, ended {ended}")
+        started = f"{run['started_at']:%Y-%m-%d %H:%M:%S} UTC" + (f" by {by}" if (by := run["started_by"]) else "")
+        figure("State", run["state"], f"{run['kind']} {run['workload']}; began {started}, ended {ended}")
     with right:
         figure(
             "Time",

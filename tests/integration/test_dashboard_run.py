@@ -1,5 +1,7 @@
 """Run: rows add up, calls and money are the ledger's, the quarantine is filtered, hostile text stays text."""
 
+import json
+import re
 import shlex
 import uuid
 
@@ -13,13 +15,15 @@ from dashboards.run_calls import split_cost
 from domain.errors import Place
 from domain.ledgers import Attempt, Conservation, OutcomeClass, Stage
 from domain.requests import Usage
+from domain.starts import Starter
 from infra.db.session import transaction
 from infra.db.store import answers, calls, changes, runs
 from infra.db.store.answers import StoredAnswer, StoredQuarantine
 from infra.exchange import import_runs
+from tests.integration import command_line
 from tests.integration.begun_runs import open_run
 from tests.integration.recorded_runs import FILE, lines
-from tests.integration.shown_pages import RECORDED, ROUTED, downloads, read, show
+from tests.integration.shown_pages import RECORDED, ROUTED, downloads, read, save_run, show
 
 pytestmark = pytest.mark.timeout(120)
 HOSTILE = "<script>alert(1)</script> ![x](http://127.0.0.1:9/x) \u202e=1+1 " + "long" * 200
@@ -48,6 +52,24 @@ def attempt(stage: Stage, *, seconds: float = 1.0, cached: bool = False, ending:
         outcome=OutcomeClass(ending),
         detail=HOSTILE if ending != "answered" else None,
     )
+
+
+def test_who_started_a_run_is_said_where_it_is_known() -> None:
+    run_id = save_run(f"w{uuid.uuid4().hex[:10]}")
+    said = re.compile(r"began [\d-]+ [\d:]+ UTC( by \w+)?, ended")
+    unknown = said.search(show("run", run=run_id).words)
+    assert unknown is not None
+    assert unknown[1] is None
+    with transaction() as db:
+        runs.change_run(db, run_id, started_by=Starter.DELIVERY)
+    queries.rows.clear()
+    known = said.search(show("run", run=run_id).words)
+    assert known is not None
+    assert known[1] == " by delivery"
+    listed = json.loads(command_line.headrace("runs", "--json").stdout)
+    assert {run["id"]: run["started_by"] for run in listed}[run_id] == "delivery"
+    assert re.search(rf"^{run_id[:8]} .* delivery *$", command_line.headrace("runs").stdout, re.MULTILINE)
+    assert "started by delivery" in command_line.headrace("show", run_id).stdout
 
 
 @pytest.mark.parametrize("recorded", [RECORDED, ROUTED], ids=["optimize", "route"])
