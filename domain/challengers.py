@@ -12,7 +12,9 @@ from domain.intervals import gap_interval, mean_interval
 from domain.tallies import PairedRows, saves, tally
 
 SAME = 1e-9
-"""Relative difference up to which a p-value that was computed again is the same."""
+"""Relative difference up to which a figure that was computed again is the same."""
+NOTHING = 1e-15
+"""Two losses below this are the same: where rows made better and worse cancel, a sum may leave a rounding behind."""
 
 
 def at_threshold(bundle: Bundle, rows: PairedRows, threshold: float) -> Bundle:
@@ -66,12 +68,20 @@ def _is_saved(cost: float, found: Tuned) -> bool:
 
 
 def _require_same(bundle: Bundle, made: Certificate, found: Tuned) -> None:
-    """Raises PromotionRefused when the rows do not give the certificate again."""
+    """Raises PromotionRefused when the rows do not give the certificate again, in every figure."""
     point = next((p for p in found.curve if p.threshold == made.threshold and p.passed), None)
-    if point is None or found.verdict.n != made.n or not math.isclose(point.p_value, made.p_value, rel_tol=SAME):
-        seen = f"{found.verdict.n} rows, " + (f"p = {point.p_value:.3g}" if point else "and no proof")
+    if point is None or found.verdict.n != made.n or not _is_said(made, point):
+        seen = f"p = {point.p_value:.3g}, loss {point.gap:.3g}, ${point.cost:.3g} a row" if point else "no proof"
         raise PromotionRefused(
-            f"the ledger's rows do not give the certificate of {bundle.hash[:12]} again: {seen} instead of "
-            f"{made.n} rows, p = {made.p_value:.3g}.",
+            f"the ledger's rows do not give the certificate of {bundle.hash[:12]} again: {found.verdict.n} rows, "
+            f"{seen} instead of {made.n} rows, p = {made.p_value:.3g}, loss {made.gap:.3g}, ${made.cost:.3g} a row.",
             hint=f"Tune anew: `headrace run {bundle.workload} --scope retune --no-route`.",
         )
+
+
+def _is_said(made: Certificate, point: CurvePoint) -> bool:
+    """Whether a certificate says this of its threshold. The p-value alone is no proof of the same rows: that of the
+    paired test has a least value."""
+    pairs = ((made.p_value, point.p_value), (made.gap, point.gap), (made.cost, point.cost))
+    counted = (made.worse, made.better) == (point.worse, point.better)
+    return counted and all(math.isclose(old, new, rel_tol=SAME, abs_tol=NOTHING) for old, new in pairs)

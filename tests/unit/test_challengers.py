@@ -113,6 +113,25 @@ def test_rows_other_than_those_of_the_certificate_prove_nothing(other: PairedRow
         at_threshold(made, other, proven(tuned)[3].threshold)
 
 
+def test_rows_that_give_the_same_p_value_are_not_taken_for_those_of_the_certificate() -> None:
+    def flat(n: int, *, wrong: int, usd: float) -> PairedRows:
+        """The tiers agree but for a few rows that the cheap one alone has right, and as many the other way round."""
+        cheap, strong = np.ones(n), np.ones(n)
+        cheap[:wrong] = 0
+        strong[wrong : 2 * wrong] = 0
+        return PairedRows(np.full(n, 0.5), cheap, strong, np.full(n, usd), np.ones(n))
+
+    given = flat(3000, wrong=5, usd=0.1)
+    made, tuned = certified(given)
+    threshold = tuned.curve[0].threshold
+    assert at_threshold(made, given, threshold).hash == made.hash
+    for other in (flat(3001, wrong=5, usd=0.1), flat(3000, wrong=6, usd=0.1), flat(3000, wrong=5, usd=0.11)):
+        same, _ = certified(other)
+        assert same.certificate.p_value == made.certificate.p_value, "the least that the paired test can give"
+        with pytest.raises(PromotionRefused, match=r"do not give the certificate of .* again"):
+            at_threshold(made, other, threshold)
+
+
 def test_a_certificate_of_before_levels_were_written_is_taken_at_all_of_delta() -> None:
     given = rows()
     made, tuned = certified(given, declared=1, use=Use())
